@@ -1,0 +1,1 @@
+"""minimodel: unsupervised face animation, built from its papers and checked against exact ground truth."""

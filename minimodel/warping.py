@@ -1,0 +1,73 @@
+"""Coordinates, grids, warping: the one convention that everything else relies on.
+
+A position is normalised, x before y. The image spans [-1, 1] from edge to edge, so the centre of pixel j of W lies at
+(2j + 1) / W - 1 (PyTorch calls this ``align_corners=False``). The same number therefore means the same place at every
+resolution, and average pooling leaves features where they were.
+
+A flow is a backward displacement on the driving grid: ``driving(z) = source(z + flow(z))``.
+
+Notebook: ``notebooks/01_affine_flows.ipynb``.
+"""
+
+from functools import wraps
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def full_precision(function):
+    """Run a function on positions outside any autocast: to bfloat16 two neighbouring pixels are the same place."""
+
+    @wraps(function)
+    def outside_autocast(*args, **kwargs):
+        first = next(value for value in args if isinstance(value, Tensor))
+        with torch.autocast(first.device.type, enabled=False):
+            return function(*args, **kwargs)
+
+    return outside_autocast
+
+
+def identity_grid(height: int, width: int, *, device=None, dtype=torch.float32) -> Float[Tensor, "2 h w"]:
+    """The position of every pixel centre: channel 0 holds x, channel 1 holds y."""
+    x = (2 * torch.arange(width, device=device, dtype=dtype) + 1) / width - 1
+    y = (2 * torch.arange(height, device=device, dtype=dtype) + 1) / height - 1
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"))
+
+
+def warp(
+    image: Float[Tensor, "b c height width"], flow: Float[Tensor, "b 2 h w"], *, padding: str = "border"
+) -> Float[Tensor, "b c h w"]:
+    """Sample ``image`` bilinearly at ``z + flow(z)`` for every pixel z of the flow's own grid.
+
+    ``padding`` says what lies outside the image: "border" repeats its edge, "zeros" is black.
+    """
+    grid = identity_grid(*flow.shape[-2:], device=flow.device, dtype=flow.dtype) + flow
+    return F.grid_sample(image, grid.permute(0, 2, 3, 1), padding_mode=padding, align_corners=False)
+
+
+def resize_flow(flow: Float[Tensor, "b c height width"], size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
+    """Bring a flow, or any map such as occlusion, to ``size`` = (h, w): averaged when shrunk, bilinear when enlarged.
+
+    The values stay as they are: a normalised displacement is the same number at every resolution.
+    """
+    height, width = flow.shape[-2:]
+    if tuple(size) == (height, width):
+        return flow
+    smaller = (min(size[0], height), min(size[1], width))
+    if smaller != (height, width):
+        flow = F.interpolate(flow, smaller, mode="area")
+    return flow if smaller == tuple(size) else F.interpolate(flow, tuple(size), mode="bilinear", align_corners=False)
+
+
+def to_pixels(points: Float[Tensor, "... 2"], size: tuple[int, int]) -> Float[Tensor, "... 2"]:
+    """Normalised positions -> pixels of an image of ``size`` = (h, w), where pixel centres are integers."""
+    extent = torch.tensor((size[1], size[0]), device=points.device, dtype=points.dtype)
+    return ((points + 1) * extent - 1) / 2
+
+
+def from_pixels(points: Float[Tensor, "... 2"], size: tuple[int, int]) -> Float[Tensor, "... 2"]:
+    """Pixels of an image of ``size`` = (h, w) -> normalised positions; undoes `to_pixels`."""
+    extent = torch.tensor((size[1], size[0]), device=points.device, dtype=points.dtype)
+    return (2 * points + 1) / extent - 1
