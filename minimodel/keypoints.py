@@ -1,0 +1,88 @@
+"""Points from heatmaps, heatmaps from points, and the detector that learns both without labels (MRFA sections 3.1,
+3.4).
+
+Notebook: ``notebooks/03_unsupervised_keypoints.ipynb``.
+"""
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from minimodel.blocks import Hourglass
+from minimodel.warping import identity_grid
+
+
+def soft_argmax(
+    logits: Float[Tensor, "b k h w"], *, temperature: float = 1.0
+) -> tuple[Float[Tensor, "b k 2"], Float[Tensor, "b k h w"]]:
+    """The mean position under softmax(logits / temperature), and that softmax itself.
+
+    Unlike the position of the maximum it has a gradient and isn't bound to pixel centres.
+    """
+    heatmaps = rearrange(
+        torch.softmax((logits / temperature).flatten(2), dim=-1), "b k (h w) -> b k h w", h=logits.shape[2]
+    )
+    grid = identity_grid(*logits.shape[-2:], device=logits.device, dtype=logits.dtype)
+    return einsum(heatmaps, grid, "b k h w, c h w -> b k c"), heatmaps
+
+
+def gaussian_heatmaps(
+    points: Float[Tensor, "b k 2"], size: tuple[int, int], variance: float
+) -> Float[Tensor, "b k h w"]:
+    """exp(-|z - p|^2 / (2 variance)) at every pixel z of ``size`` = (h, w), in normalised units; its peak is 1."""
+    # A Gaussian in two dimensions is the product of one along x and one along y.
+    x, y = points.unbind(-1)
+    height, width = size
+    grid = identity_grid(height, width, device=points.device, dtype=points.dtype)
+    along_x = torch.exp(-((grid[0, 0] - x[..., None]) ** 2) / (2 * variance))
+    along_y = torch.exp(-((grid[1, :, 0] - y[..., None]) ** 2) / (2 * variance))
+    return along_y[..., :, None] * along_x[..., None, :]
+
+
+class KeypointDetector(nn.Module):
+    """Image -> K points and K affine matrices, found without labels.
+
+    An hourglass at 1 / ``scale`` of the image's resolution ends in a heatmap and four affine maps a point; the
+    soft-argmax of the heatmap is the point, the affine maps averaged under the heatmap are its matrix. ``folded`` gives
+    the hourglass every pixel, ``scale``^2 of them stacked as channels, instead of their average: at 64 pixels an eyelid
+    doesn't survive averaging. ``with_affine`` False leaves the matrices out.
+    """
+
+    def __init__(
+        self,
+        points: int,
+        *,
+        scale: int,
+        folded: bool,
+        base: int,
+        levels: int,
+        maximum: int,
+        head_kernel: int,
+        norm: str,
+        with_affine: bool = True,
+        temperature: float = 0.1,
+    ):
+        super().__init__()
+        self.reduce = nn.PixelUnshuffle(scale) if folded else nn.AvgPool2d(scale)
+        self.hourglass = Hourglass(3 * scale**2 if folded else 3, base=base, levels=levels, maximum=maximum, norm=norm)
+        self.heatmap_head = nn.Conv2d(self.hourglass.channels, points, head_kernel, padding=head_kernel // 2)
+        self.temperature = temperature
+        self.affine_head = None
+        if with_affine:
+            self.affine_head = nn.Conv2d(self.hourglass.channels, 4 * points, head_kernel, padding=head_kernel // 2)
+            # Every matrix starts as the identity: the prior begins as plain translations of parts.
+            nn.init.zeros_(self.affine_head.weight)
+            self.affine_head.bias.data = torch.eye(2).flatten().repeat(points)
+
+    def forward(
+        self, image: Float[Tensor, "b 3 height width"]
+    ) -> tuple[Float[Tensor, "b k 2"], Float[Tensor, "b k 2 2"] | None]:
+        features = self.hourglass(self.reduce(image))
+        # Positions in bfloat16 would snap to a coarse grid, so the heads' outputs leave any autocast here.
+        with torch.autocast(image.device.type, enabled=False):
+            points, heatmaps = soft_argmax(self.heatmap_head(features.float()), temperature=self.temperature)
+            if self.affine_head is None:
+                return points, None
+            maps = rearrange(self.affine_head(features.float()), "b (k i j) h w -> b k i j h w", i=2, j=2)
+            return points, einsum(heatmaps, maps, "b k h w, b k i j h w -> b k i j")

@@ -1,0 +1,400 @@
+"""`AnimationModel`: a prior, a refiner and a generator under one interface; presets, systems, saving and loading.
+
+Notebook: ``notebooks/11_train_a_full_model.ipynb``.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from minimodel import affine
+from minimodel.correlation import Correlation, StructureEncoder, softmax_flow
+from minimodel.dense_motion import CoarseMotion, DenseMotion
+from minimodel.generator import GatedUNet
+from minimodel.keypoints import KeypointDetector
+from minimodel.refinement import MotionRefiner, UpdaterWidths
+from minimodel.warping import resize_flow, warp
+
+WEIGHTS = Path(__file__).parent / "weights"
+FORMAT_VERSION = "1"
+PRIORS = ("affine", "none")
+GENERATORS = ("unet",)
+SYSTEMS = {
+    "fomm": dict(prior="affine", refine=False, generator="unet"),
+    "mrfa": dict(prior="affine", refine=True, generator="unet"),
+    "npmr": dict(prior="none", refine=True, generator="unet"),
+}
+
+
+@dataclass(frozen=True)
+class HourglassSizes:
+    base: int
+    levels: int
+    maximum: int
+
+
+@dataclass(frozen=True)
+class Config:
+    """All sizes of a model; saved with its weights. The defaults are the published ones of the `paper` preset."""
+
+    preset: str = "paper"
+    prior: str = "affine"
+    refine: bool = True
+    generator: str = "unet"
+    image_size: int = 256  # what the preset is trained at; any other size that the scales divide works too
+    coarse_scale: int = 4  # the coarse flow has 1 / coarse_scale of the image's side
+    points: int = 10
+    norm: str = "batch"
+    head_kernel: int = 7
+    folded: bool = False  # detectors see all pixels stacked as channels rather than their average
+    detector: HourglassSizes = HourglassSizes(32, 5, 1024)
+    dense_motion: HourglassSizes = HourglassSizes(64, 5, 1024)
+    structure: HourglassSizes = HourglassSizes(32, 5, 512)
+    structure_features: int = 256
+    structure_sees_image: bool = True
+    radius: int = 3  # r of the lookup
+    pyramid: int = 1  # P: how many times the volume is averaged
+    iterations: int = 6
+    updater: UpdaterWidths = UpdaterWidths()
+    update_flow: bool = True
+    update_occlusion: bool = True
+    warped_source: bool = True
+    unet: HourglassSizes = HourglassSizes(64, 5, 512)
+    blend: bool = False
+
+    @classmethod
+    def from_json(cls, text: str) -> "Config":
+        values = json.loads(text)
+        for name in ("detector", "dense_motion", "structure", "unet"):
+            values[name] = HourglassSizes(**values[name])
+        widths = {name: tuple(w) if isinstance(w, list) else w for name, w in values["updater"].items()}
+        return cls(**values | {"updater": UpdaterWidths(**widths)})
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+
+PRESETS = {
+    "tiny": Config(
+        preset="tiny",
+        image_size=64,
+        coarse_scale=2,
+        norm="group",
+        head_kernel=3,
+        folded=True,
+        detector=HourglassSizes(24, 3, 96),
+        dense_motion=HourglassSizes(24, 3, 96),
+        structure=HourglassSizes(16, 3, 64),
+        structure_features=32,
+        iterations=4,
+        updater=UpdaterWidths((32, 32), (16, 16), 48, (32, 32), 32),
+        unet=HourglassSizes(32, 3, 128),
+    ),
+    "small": Config(
+        preset="small",
+        image_size=128,
+        coarse_scale=4,
+        norm="group",
+        detector=HourglassSizes(32, 4, 256),
+        dense_motion=HourglassSizes(32, 4, 256),
+        structure=HourglassSizes(32, 4, 256),
+        structure_features=64,
+        iterations=5,
+        updater=UpdaterWidths((64, 64), (32, 32), 96, (96, 64), 64),
+        unet=HourglassSizes(48, 4, 256),
+    ),
+    "paper": Config(),
+}
+
+
+@dataclass
+class Motion:
+    """What one frame says about its motion; ``image`` only where a prior needs it."""
+
+    points: Float[Tensor, "b k 2"]
+    affine: Float[Tensor, "b k 2 2"] | None = None
+    image: Float[Tensor, "b 3 h w"] | None = None
+
+
+@dataclass
+class SourceState:
+    """All that depends on the source alone, computed once and used for every driving frame."""
+
+    image: Float[Tensor, "b 3 h w"]
+    motion: Motion
+    features: list[Tensor]
+    structure: Tensor | None = None
+    context: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class Output:
+    """A rendered frame with every stage on the way to it: ``flows`` and ``occlusions`` (logits) list the coarse stage
+    first, then one of each scale; ``correlation`` is there when the model refines."""
+
+    image: Float[Tensor, "b 3 h w"]
+    flows: list[Tensor]
+    occlusions: list[Tensor]
+    warped_source: Float[Tensor, "b 3 h w"]
+    coarse: CoarseMotion
+    correlation: Correlation | None = None
+
+
+class AffinePrior(nn.Module):
+    """Points and affine matrices, and the flow that their parts combine to (MRFA section 3.1)."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.scale = config.coarse_scale
+        self.detector = _detector(config, with_affine=True)
+        sizes = dataclasses.asdict(config.dense_motion)
+        self.dense_motion = DenseMotion(config.points, **sizes, head_kernel=config.head_kernel, norm=config.norm)
+
+    def detect(self, image: Tensor) -> Motion:
+        return Motion(*self.detector(image))
+
+    def forward(self, source: Tensor, start: Motion, end: Motion, correlation: Correlation | None) -> CoarseMotion:
+        small = F.avg_pool2d(source, self.scale)
+        flows = affine.part_flows(start.points, end.points, start.affine, end.affine, tuple(small.shape[-2:]))
+        return self.dense_motion(small, start.points, end.points, affine.with_background(flows))
+
+
+class NoPrior(nn.Module):
+    """Points alone: the coarse flow comes from the correlation volume itself (MRFA Eq. 8)."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.detector = _detector(config, with_affine=False)
+
+    def detect(self, image: Tensor) -> Motion:
+        return Motion(*self.detector(image))
+
+    def forward(self, source: Tensor, start: Motion, end: Motion, correlation: Correlation | None) -> CoarseMotion:
+        flow = softmax_flow(correlation.volume())
+        return CoarseMotion(flow, torch.zeros_like(flow[:, :1]))
+
+
+def _detector(config: Config, *, with_affine: bool) -> KeypointDetector:
+    return KeypointDetector(
+        config.points,
+        scale=config.coarse_scale,
+        folded=config.folded,
+        **dataclasses.asdict(config.detector),
+        head_kernel=config.head_kernel,
+        norm=config.norm,
+        with_affine=with_affine,
+    )
+
+
+class StructureCorrelation(nn.Module):
+    """The two structure encoders, and their correlation (MRFA section 3.2)."""
+
+    # Volumes up to this many numbers a pair are held: they are quicker; larger images look up without (see
+    # `Correlation`).
+    held_numbers = 2**24
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        shared = dict(**dataclasses.asdict(config.structure), norm=config.norm)
+        size = config.image_size // config.coarse_scale
+        sizes = config.points, config.structure_features
+        self.source_encoder = StructureEncoder(*sizes, sees_image=config.structure_sees_image, size=size, **shared)
+        self.driving_encoder = StructureEncoder(*sizes, sees_image=False, size=size, **shared)
+
+    def encode_source(self, motion: Motion, image: Tensor) -> Tensor:
+        small = F.avg_pool2d(image, self.config.coarse_scale)
+        return self.source_encoder(
+            motion.points, tuple(small.shape[-2:]), small if self.config.structure_sees_image else None
+        )
+
+    def forward(self, source_structure: Tensor, driving_motion: Motion) -> Correlation:
+        height, width = source_structure.shape[-2:]
+        driving_structure = self.driving_encoder(driving_motion.points, (height, width))
+        return Correlation(
+            driving_structure,
+            source_structure.expand(len(driving_structure), -1, -1, -1),
+            radius=self.config.radius,
+            levels=self.config.pyramid + 1,
+            hold_volume=(height * width) ** 2 <= self.held_numbers,
+        )
+
+
+class AnimationModel(nn.Module):
+    """Source picture + driving motion -> the source, moved.
+
+    >>> model = AnimationModel.load("tiny")
+    >>> source = model.encode_source(photo)                      # once
+    >>> frame = model.render(source, model.encode_driving(frames)).image
+    """
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.prior = {"affine": AffinePrior, "none": NoPrior}[config.prior](config)
+        sizes = dataclasses.asdict(config.unet)
+        self.generator = GatedUNet(**sizes, outer_kernel=config.head_kernel, norm=config.norm)
+        self.structure = self.refiner = None
+        if config.refine:
+            self.structure = StructureCorrelation(config)
+            self.refiner = MotionRefiner(
+                self.generator.feature_channels,
+                radius=config.radius,
+                levels=config.pyramid + 1,
+                iterations=config.iterations,
+                widths=config.updater,
+                update_flow=config.update_flow,
+                update_occlusion=config.update_occlusion,
+                warped_source=config.warped_source,
+            )
+
+    @classmethod
+    def from_preset(
+        cls,
+        preset: str,
+        *,
+        system: str = "mrfa",
+        prior: str | None = None,
+        refine: bool | None = None,
+        generator: str | None = None,
+        **sizes,
+    ) -> "AnimationModel":
+        """A model with fresh weights. ``prior``, ``refine`` and ``generator`` override parts of ``system``; ``sizes``
+        are further fields of `Config`."""
+        config = _choose("preset", preset, PRESETS)
+        parts = dict(_choose("system", system, SYSTEMS))
+        parts |= {k: v for k, v in dict(prior=prior, refine=refine, generator=generator).items() if v is not None}
+        _choose("prior", parts["prior"], PRIORS)
+        _choose("generator", parts["generator"], GENERATORS)
+        if parts["prior"] == "none" and not parts["refine"]:
+            raise ValueError(
+                "prior 'none' takes its coarse flow from the refinement's correlation: refine must be True"
+            )
+        unknown = sizes.keys() - {f.name for f in dataclasses.fields(Config)}
+        if unknown:
+            raise ValueError(f"unknown sizes {sorted(unknown)}: see the fields of minimodel.model.Config")
+        return cls(dataclasses.replace(config, **parts, **sizes))
+
+    def encode_source(self, image: Float[Tensor, "b 3 h w"]) -> SourceState:
+        self.check_size(*image.shape[-2:])
+        motion = self.prior.detect(image)
+        state = SourceState(image, motion, self.generator.encode(image))
+        if self.refiner is not None:
+            state.structure = self.structure.encode_source(motion, image)
+            state.context = self.refiner.project(state.features)
+        return state
+
+    def encode_driving(self, image: Float[Tensor, "b 3 h w"]) -> Motion:
+        self.check_size(*image.shape[-2:])
+        return self.prior.detect(image)
+
+    def render(self, source: SourceState, motion: Motion) -> Output:
+        """``motion`` of batch B moves a source of batch B, or of batch 1 for all of them."""
+        batch = len(motion.points)
+        source = _expand(source, batch)
+        correlation = None if self.structure is None else self.structure(source.structure, motion)
+        coarse = self.prior(source.image, source.motion, motion, correlation)
+        sizes = [tuple(feature.shape[-2:]) for feature in source.features]
+        if self.refiner is None:
+            flows = [resize_flow(coarse.flow, size) for size in sizes]
+            occlusions = [resize_flow(coarse.occlusion, size) for size in sizes]
+        else:
+            flows, occlusions = self.refiner(coarse, correlation, source.context, sizes)
+        image = self.generator(source.features, flows, occlusions)
+        if self.config.blend:
+            visible = torch.sigmoid(occlusions[-1])
+            image = image * (1 - visible) + warp(source.image, flows[-1]) * visible
+        return Output(
+            image=image,
+            flows=[coarse.flow, *flows],
+            occlusions=[coarse.occlusion, *occlusions],
+            warped_source=warp(source.image, flows[-1]),
+            coarse=coarse,
+            correlation=correlation,
+        )
+
+    def forward(self, source: Float[Tensor, "b 3 h w"], driving: Float[Tensor, "b 3 h w"]) -> Output:
+        return self.render(self.encode_source(source), self.encode_driving(driving))
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise a ValueError that names the nearest sizes if the networks can't take this one."""
+        c = self.config
+        hourglasses = [c.detector] + [c.dense_motion] * (c.prior == "affine") + [c.structure] * c.refine
+        step = max(c.coarse_scale * 2 ** max(h.levels for h in hourglasses), 2**c.unet.levels)
+        if height % step or width % step or not height or not width:
+            near = [f"{max(1, n // step) * step} or {(n // step + 1) * step}" for n in (height, width)]
+            raise ValueError(
+                f"image of {height} x {width} pixels: both sides must be multiples of {step};"
+                f" nearest heights are {near[0]}, nearest widths {near[1]}"
+            )
+
+    def save(self, path: str | Path) -> None:
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path, metadata=self.metadata())
+
+    def metadata(self) -> dict[str, str]:
+        return {"format": "minimodel", "version": FORMAT_VERSION, "config": self.config.to_json()}
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> "AnimationModel":
+        """A shipped model by name, or a file written by `save`; on the CPU, in evaluation mode."""
+        path = Path(name_or_path)
+        if not path.exists():
+            shipped = {p.stem: p for p in WEIGHTS.glob("*.safetensors") if not p.stem.startswith("features")}
+            if str(name_or_path) not in shipped:
+                raise ValueError(f"weights {str(name_or_path)!r}: no such file, and shipped are only {sorted(shipped)}")
+            path = shipped[str(name_or_path)]
+        model = cls(Config.from_json(read_metadata(path)["config"]))
+        model.load_state_dict(load_file(path))
+        return model.eval()
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a weight file of ours; a ValueError in one line for any other file. Nothing is unpickled."""
+    if path.is_dir():
+        raise ValueError(f"{path}: is a directory, expected a .safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path}: not a whole safetensors file (pickled checkpoints are never loaded): {error}"
+        ) from error
+    if metadata.get("format") != "minimodel":
+        raise ValueError(f"{path}: safetensors, but not weights of minimodel")
+    if metadata.get("version") != FORMAT_VERSION:
+        raise ValueError(f"{path}: weight format {metadata.get('version')}, this version reads {FORMAT_VERSION}")
+    return metadata
+
+
+def _choose(what: str, name: str, known):
+    if name not in known:
+        raise ValueError(f"unknown {what} {name!r}: there are {', '.join(known)}")
+    return known[name] if isinstance(known, dict) else name
+
+
+def _expand(source: SourceState, batch: int) -> SourceState:
+    """A source of batch 1 in front of ``batch`` driving frames, without copying."""
+    if len(source.image) == batch:
+        return source
+    if len(source.image) != 1:
+        raise ValueError(f"{len(source.image)} sources for {batch} driving frames: expected 1 or as many")
+
+    def grow(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.expand(batch, *x.shape[1:])
+
+    motion = Motion(grow(source.motion.points), grow(source.motion.affine), grow(source.motion.image))
+    return SourceState(
+        grow(source.image),
+        motion,
+        [grow(f) for f in source.features],
+        grow(source.structure),
+        [grow(c) for c in source.context],
+    )
