@@ -1,0 +1,41 @@
+"""The command line: ``minimodel COMMAND --help``."""
+
+import sys
+import warnings
+
+import tyro
+
+from minimodel.animate import AnimateConfig, animate
+from minimodel.bench import BenchConfig, bench
+from minimodel.evaluate import EvaluateConfig
+from minimodel.evaluate import run as evaluate
+from minimodel.prepare import PrepareConfig, SynthesizeConfig, prepare, synthesize
+from minimodel.train import FeaturesConfig, TrainConfig, TrainingStopped, train, train_features
+
+COMMANDS = {
+    "animate": (AnimateConfig, animate),
+    "train": (TrainConfig, train),
+    "evaluate": (EvaluateConfig, evaluate),
+    "prepare": (PrepareConfig, prepare),
+    "synthesize": (SynthesizeConfig, synthesize),
+    "features": (FeaturesConfig, train_features),
+    "bench": (BenchConfig, bench),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. What the user can mend ends in one line and exit code 2, never in a traceback."""
+    chosen = tyro.extras.subcommand_cli_from_dict(
+        {name: config for name, (config, _) in COMMANDS.items()}, prog="minimodel", args=arguments
+    )
+    warnings.showwarning = lambda message, *_, **__: print(f"minimodel: {message}", file=sys.stderr)
+    try:
+        next(run for config, run in COMMANDS.values() if type(chosen) is config)(chosen)
+    except (ValueError, OSError, TrainingStopped) as error:
+        print(f"minimodel: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

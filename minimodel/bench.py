@@ -1,0 +1,161 @@
+"""What a model costs: time of each stage, multiply-adds, and both against what the machine's convolutions can do.
+
+Notebook: ``notebooks/11_train_a_full_model.ipynb``.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from minimodel.features import load_features
+from minimodel.model import AnimationModel
+from minimodel.tps import random_transforms
+from minimodel.train import PRESET_FEATURES, TrainingStep, Weights
+
+
+@dataclass
+class BenchConfig:
+    """Time rendering and training with random weights."""
+
+    presets: tuple[str, ...] = ("tiny", "small", "paper")
+    """Which presets."""
+    system: str = "mrfa"
+    """Which system: mrfa or fomm, say."""
+    batch: int = 1
+    """Pairs of a training step; rendering is timed frame by frame."""
+    repeats: int = 3
+    """Runs of which the median is taken, after one that isn't counted."""
+
+
+def bench(config: BenchConfig) -> dict[str, dict[str, float]]:
+    """Print a table for each preset and return its numbers."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    speed = convolution_speed(device)
+    print(f"{device}, {torch.get_num_threads()} threads; convolutions: {speed / 1e9:.0f} G multiply-adds/s")
+    results = {}
+    for preset in config.presets:
+        torch.manual_seed(0)
+        model = AnimationModel.from_preset(preset, system=config.system).eval()
+        model = model.to(device, memory_format=torch.channels_last)
+        size = model.config.image_size
+        source, driving = torch.rand(2, config.batch, 3, size, size, device=device)
+        one, other = source[:1], driving[:1]
+        with torch.inference_mode():
+            state = model.encode_source(one)
+            frame = lambda: model.render(state, model.encode_driving(other))  # noqa: E731
+            per_source, source_stages = measure(model, lambda: model.encode_source(one), config.repeats)
+            per_frame, frame_stages = measure(model, frame, config.repeats)
+            work = multiply_adds(frame)
+        per_pair = time_training(model, source, driving, config.repeats) / config.batch
+        results[preset] = dict(
+            source=per_source, frame=per_frame, pair=per_pair, work=work, ratio=per_frame * speed / work
+        )
+        print(f"\n{preset}, {config.system}, {size} x {size}")
+        print(f"  a source         {per_source:8.3f} s   {shares(source_stages, per_source)}")
+        print(f"  a driving frame  {per_frame:8.3f} s   {shares(frame_stages, per_frame)}")
+        print(f"  a training pair  {per_pair:8.3f} s   with batches of {config.batch}")
+        ratio = results[preset]["ratio"]
+        print(f"  {work / 1e9:.2f} G multiply-adds a frame, and {ratio:.2f} times what they take at full speed")
+    return results
+
+
+def stages(model: AnimationModel) -> dict[str, list[nn.Module]]:
+    """The modules whose time is told apart; none lies inside another."""
+    groups = {
+        "keypoints": [model.prior.detector],
+        "coarse flow": [model.prior.dense_motion] if hasattr(model.prior, "dense_motion") else [],
+        "source features": [model.generator.first, *model.generator.down],
+        "generator": [model.generator],
+    }
+    if model.refiner is not None:
+        groups["structure"] = [model.structure.source_encoder, model.structure.driving_encoder]
+        groups["projection"] = list(model.refiner.projections)
+        groups["refinement"] = [model.refiner]
+    return groups
+
+
+def measure(model: AnimationModel, run: Callable[[], object], repeats: int) -> tuple[float, dict[str, float]]:
+    """Median seconds of ``run``, and the seconds of each stage in that run."""
+    run()
+    timings = []
+    for _ in range(repeats):
+        with timed(model) as spent:
+            began = now()
+            run()
+            timings.append((now() - began, dict(spent)))
+    return sorted(timings, key=lambda timing: timing[0])[repeats // 2]
+
+
+@contextmanager
+def timed(model: AnimationModel) -> Iterator[dict[str, float]]:
+    """While inside, seconds add up by stage."""
+    spent: dict[str, float] = defaultdict(float)
+    began: dict[nn.Module, float] = {}
+    hooks = []
+    for stage, modules in stages(model).items():
+        for module in modules:
+            hooks.append(module.register_forward_pre_hook(lambda module, _: began.update({module: now()})))
+
+            def done(module, *_, stage=stage):
+                spent[stage] += now() - began[module]
+
+            hooks.append(module.register_forward_hook(done))
+    try:
+        yield spent
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def shares(spent: dict[str, float], total: float) -> str:
+    parts = [f"{stage} {seconds / total:.0%}" for stage, seconds in sorted(spent.items(), key=lambda item: -item[1])]
+    return ", ".join([*parts, f"rest {1 - sum(spent.values()) / total:.0%}"])
+
+
+def multiply_adds(run: Callable[[], object]) -> int:
+    """Multiply-adds of the convolutions and matrix products in ``run``."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() // 2
+
+
+def convolution_speed(device: torch.device) -> float:
+    """Multiply-adds a second of a 3x3 convolution that fits the machine well: 128 channels on 64 x 64 pixels."""
+    x = torch.rand(4, 128, 64, 64, device=device).to(memory_format=torch.channels_last)
+    weight = torch.rand(128, 128, 3, 3, device=device).to(memory_format=torch.channels_last)
+    best = float("inf")
+    for _ in range(8):
+        began = now()
+        F.conv2d(x, weight, padding=1)
+        best = min(best, now() - began)
+    return x.numel() * 128 * 9 / best
+
+
+def time_training(model: AnimationModel, source: torch.Tensor, driving: torch.Tensor, repeats: int) -> float:
+    """Median seconds of a training step: losses, gradients and Adam."""
+    features = load_features(PRESET_FEATURES[model.config.preset]).to(source.device)
+    step = TrainingStep(model.train(), features, Weights())
+    optimizer = torch.optim.Adam(model.parameters())
+    transform = random_transforms(len(source), torch.Generator().manual_seed(0))
+    numbers = dict(control=transform.control, weights=transform.weights, affine=transform.affine)
+    batch = dict(source=source, driving=driving) | {name: value.to(source.device) for name, value in numbers.items()}
+
+    def run():
+        optimizer.zero_grad()
+        sum(step(batch).values()).backward()
+        optimizer.step()
+
+    return measure(model, run, repeats)[0]

@@ -1,0 +1,210 @@
+"""Protocols: what is measured on which frames, and the lines that the numbers stand beside.
+
+Notebook: ``notebooks/11_train_a_full_model.ipynb``.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from minimodel import metrics, show
+from minimodel.data import synthetic
+from minimodel.data.video import Clip, find_clips, fit
+from minimodel.features import load_features
+from minimodel.model import AnimationModel
+from minimodel.warping import identity_grid, to_pixels, warp
+
+# The frozen benchmark: changing any of these, or the renderer, makes all earlier numbers incomparable.
+BENCHMARK_SEED = 2_000_000_000  # training draws its identities from other seeds
+BENCHMARK_CLIPS, BENCHMARK_FRAMES, BENCHMARK_STRIDE = 20, 25, 5  # five seconds of each identity, five frames a second
+
+FACE = ("skin", "brows", "eyes", "nose", "upper lip", "lower lip", "mouth")
+RIGHT_EYE, LEFT_EYE, MOUTH = slice(36, 42), slice(42, 48), slice(48, 68)  # among the 74 landmarks
+
+
+@dataclass
+class EvaluateConfig:
+    """Measure a model: the first frame of each clip is the source, every other frame drives."""
+
+    weights: str = "tiny"
+    """Name of shipped weights, or a .safetensors file."""
+    data: tuple[str, ...] = ("synthetic",)
+    """"synthetic" for the frozen benchmark, or folders of clips."""
+    size: int | None = None
+    """Side of the frames in pixels; that of the weights' preset unless given."""
+    output: Path | None = None
+    """Write the numbers here as well, as JSON."""
+
+
+def run(config: EvaluateConfig) -> dict[str, "Scores"]:
+    """Print a table for each data set and return the scores."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = AnimationModel.load(config.weights).to(device)
+    size = config.size or model.config.image_size
+    model.check_size(size, size)
+    features = load_features().to(device)
+    scores = {}
+    for name in config.data:
+        clips = load_evaluation(name, size)
+        scores[name] = evaluate(model, clips, features)
+        frames = sum(len(clip.frames) - 1 for clip in clips)
+        print(f"\n{config.weights} on {name}: {len(clips)} clips, {frames} frames of {size} x {size}\n")
+        print(scores[name].table())
+    if config.output is not None:
+        rows = {name: score.rows for name, score in scores.items()}
+        config.output.write_text(json.dumps(dict(weights=config.weights, size=size, scores=rows), indent=2) + "\n")
+    return scores
+
+
+@dataclass
+class Truth:
+    """What only the embedded faces know, for each driving frame: flow to the source, what the source shows, and where
+    the whole face, the mouth and the eyes are."""
+
+    flow: Float[Tensor, "t 2 h w"]
+    visible: Bool[Tensor, "t 1 h w"]
+    regions: dict[str, Bool[Tensor, "t 1 h w"]]
+
+
+@dataclass
+class TestClip:
+    """Frames (T, 3, H, W) in [0, 1]; the first is the source, the others drive."""
+
+    name: str
+    frames: Float[Tensor, "t 3 h w"]
+    truth: Truth | None = None
+
+
+@dataclass
+class Scores:
+    """For each measure the mean over all driving frames, of the model and of the lines beside it."""
+
+    rows: dict[str, dict[str, float]]  # line ("model", "copy", "oracle") -> measure -> value
+
+    def summary(self) -> dict[str, float]:
+        """Flat, for logs: the model's measures, and its gain in dB over copying."""
+        return self.rows["model"] | {"gain": self.rows["model"]["PSNR"] - self.rows["copy"]["PSNR"]}
+
+    def table(self) -> str:
+        """Markdown, one line each for the model and what it is compared with."""
+        measures = list(self.rows["model"])
+        lines = ["| | " + " | ".join(measures) + " |", "|---" * (len(measures) + 1) + "|"]
+        for line, values in self.rows.items():
+            lines.append(f"| {line} | " + " | ".join(_number(values.get(m)) for m in measures) + " |")
+        return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
+
+
+def load_evaluation(name: str, size: int) -> list[TestClip]:
+    """ "synthetic" is the frozen benchmark; anything else a folder of clips, of which test/ or val/ is taken if it has
+    one."""
+    if name == "synthetic":
+        return benchmark(size)
+    clips = []
+    for path in find_clips(name, "test"):
+        frames = [fit(frame[None] / 255.0, size)[0] for _, frame in Clip(path).decode()]
+        if len(frames) < 2:
+            raise ValueError(f"{path}: one frame only, evaluation needs a source and a driving frame")
+        clips.append(TestClip(path.stem, torch.stack(frames)))
+    return clips
+
+
+def benchmark(size: int) -> list[TestClip]:
+    """The frozen benchmark: identities never trained on, each speaking, blinking and looking about for five seconds."""
+    clips = []
+    identities = synthetic.sample_identities(BENCHMARK_CLIPS, BENCHMARK_SEED)
+    for number in range(BENCHMARK_CLIPS):
+        states = synthetic.animate_states(BENCHMARK_FRAMES * BENCHMARK_STRIDE, BENCHMARK_SEED + number)
+        faces = synthetic.Faces(identities[number], states[::BENCHMARK_STRIDE])
+        clips.append(synthetic_clip(f"{number:02d}", faces, size))
+    return clips
+
+
+def synthetic_clip(name: str, faces: synthetic.Faces, size: int) -> TestClip:
+    """One identity's states as a clip with all that is known about it."""
+    driving = faces[1:]
+    source = synthetic.Faces(faces.identity[:1], faces.state[:1])
+    flow, visible = synthetic.flow_between(synthetic.Faces(driving.identity, source.state), driving, size)
+    parsing = synthetic.parsing(driving, size)
+    face = torch.isin(parsing, torch.tensor([synthetic.PARTS.index(part) for part in FACE]))[:, None]
+    landmarks = synthetic.landmarks(driving, size)
+    regions = {
+        "face": face,
+        "mouth": face & around(landmarks[:, MOUTH], size),
+        "eyes": face & (around(landmarks[:, RIGHT_EYE], size) | around(landmarks[:, LEFT_EYE], size)),
+    }
+    return TestClip(name, synthetic.render(faces, size), Truth(flow, visible.bool(), regions))
+
+
+def around(points: Float[Tensor, "t n 2"], size: int) -> Bool[Tensor, "t 1 h w"]:
+    """The box around points (in pixels), a quarter larger on every side, as a mask."""
+    low, high = points.amin(1), points.amax(1)
+    margin = (high - low).amax(1, keepdim=True) / 4
+    pixels = to_pixels(identity_grid(size, size).permute(1, 2, 0), (size, size))
+    inside = (pixels >= (low - margin)[:, None, None]) & (pixels <= (high + margin)[:, None, None])
+    return inside.all(-1)[:, None]
+
+
+@torch.no_grad()
+def evaluate(model: AnimationModel, clips: list[TestClip], features: nn.Module, *, batch: int = 32) -> Scores:
+    """Same-identity reconstruction: the first frame is the source, every other frame drives."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    lines: dict[str, dict[str, list[Tensor]]] = {"model": {}, "copy": {}}
+    for clip in clips:
+        source = model.encode_source(clip.frames[:1].to(device))
+        for start in range(1, len(clip.frames), batch):
+            wanted = clip.frames[start : start + batch].to(device)
+            output = model.render(source, model.encode_driving(wanted))
+            pictures = {"model": output.image, "copy": source.image.expand_as(wanted)}
+            flows = {"model": output.flows[-1], "copy": torch.zeros_like(output.flows[-1])}
+            if clip.truth is not None:
+                part = slice(start - 1, start - 1 + batch)
+                truth = clip.truth
+                flow, visible = truth.flow[part].to(device), truth.visible[part].to(device)
+                pictures["oracle"], flows["oracle"] = warp(source.image.expand_as(wanted), flow), flow
+            for line, picture in pictures.items():
+                row = lines.setdefault(line, {})
+                measured = {
+                    "L1": metrics.l1(picture, wanted),
+                    "PSNR": metrics.psnr(picture, wanted),
+                    "SSIM": metrics.ssim(picture, wanted),
+                    f"perceptual ({features.source})": metrics.perceptual_distance(features, picture, wanted),
+                }
+                if clip.truth is not None:
+                    for region, where in truth.regions.items():
+                        where = where[part].to(device) & visible
+                        measured[f"flow, {region} (px)"] = metrics.flow_error(flows[line], flow, where)
+                    if line == "model":
+                        seen = torch.sigmoid(output.occlusions[-1]) > 0.5
+                        measured["occlusion"] = metrics.balanced_accuracy(seen, visible)
+                for measure, values in measured.items():
+                    row.setdefault(measure, []).append(values.cpu())
+    model.train(training)
+    return Scores(
+        {line: {name: float(torch.cat(v).nanmean()) for name, v in row.items()} for line, row in lines.items()}
+    )
+
+
+@torch.no_grad()
+def strip(model: AnimationModel, clips: list[TestClip], *, rows: int = 6) -> Float[Tensor, "3 h w"]:
+    """A picture to judge a model by: for some clips source, driving frame, result, warped source, flow, occlusion."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    chosen = clips[:: max(1, len(clips) // rows)][:rows]
+    source = torch.stack([clip.frames[0] for clip in chosen]).to(device)
+    driving = torch.stack([clip.frames[len(clip.frames) * 2 // 3] for clip in chosen]).to(device)
+    output = model(source, driving)
+    model.train(training)
+    flow = show.flow_colors(output.flows[-1], largest=0.25)
+    occlusion = show.heat(torch.sigmoid(output.occlusions[-1]))
+    return show.grid([source, driving, output.image, output.warped_source, flow, occlusion])

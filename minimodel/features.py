@@ -1,0 +1,135 @@
+"""Frozen networks whose features losses and metrics compare: VGG-19, and a small one trained on this project's own
+faces.
+
+Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
+"""
+
+import warnings
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from minimodel.keypoints import soft_argmax
+from minimodel.warping import resize_flow
+
+WEIGHTS = Path(__file__).parent / "weights"
+VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
+
+
+class VGG19(nn.Module):
+    """The first thirteen convolutions of VGG-19, read after the first ReLU of each of its five blocks, as in the
+    papers.
+
+    Module names equal torchvision's, so its weights load by name.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential()
+        channels, index, self.taps = 3, 0, []
+        for block, (width, depth) in enumerate([(64, 2), (128, 2), (256, 4), (512, 4), (512, 1)]):
+            for convolution in range(depth):
+                self.features.add_module(str(index), nn.Conv2d(channels, width, 3, padding=1))
+                self.features.add_module(str(index + 1), nn.ReLU())
+                channels, index = width, index + 2
+                if convolution == 0:
+                    self.taps.append(str(index - 1))
+            if block < 4:
+                self.features.add_module(str(index), nn.MaxPool2d(2))
+                index += 1
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        x, taken = (image - self.mean) / self.std, []
+        for name, layer in self.features.named_children():
+            x = layer(x)
+            if name in self.taps:
+                taken.append(x)
+        return taken
+
+
+class FaceFeatures(nn.Module):
+    """Four blocks of plain convolutions, trained to parse the synthetic faces and to find their landmarks.
+
+    Such features know parts and edges but care little for colour, so the picture itself is returned as the first
+    feature. Each feature is divided by its mean size over training faces (``scale``), so that all count alike in a
+    loss.
+    """
+
+    widths = (24, 48, 96, 128)
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        inputs = 3
+        for width in self.widths:
+            self.blocks.append(
+                nn.Sequential(
+                    nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()
+                )
+            )
+            inputs = width
+        self.register_buffer("scale", torch.ones(len(self.widths)))
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        x, taken = 2 * image - 1, [image]
+        for block, scale in zip(self.blocks, self.scale):
+            x = block(x if len(taken) == 1 else F.avg_pool2d(x, 2))
+            taken.append(x / scale)
+        return taken
+
+
+class FaceTasks(nn.Module):
+    """What `FaceFeatures` are trained by: a parsing map and 74 landmarks, both from the sum of all blocks at half the
+    image's resolution. Only the features are kept afterwards."""
+
+    def __init__(self, features: FaceFeatures, parts: int, landmarks: int = 74, *, width: int = 48):
+        super().__init__()
+        self.features = features
+        self.laterals = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in features.widths)
+        self.parsing = nn.Conv2d(width, parts, 3, padding=1)
+        self.heatmaps = nn.Conv2d(width, landmarks, 3, padding=1)
+
+    def forward(
+        self, image: Float[Tensor, "b 3 h w"]
+    ) -> tuple[Float[Tensor, "b parts h//2 w//2"], Float[Tensor, "b landmarks 2"]]:
+        """-> parsing logits and normalised landmarks."""
+        half = image.shape[-2] // 2, image.shape[-1] // 2
+        blocks = zip(self.laterals, self.features(image)[1:], strict=True)
+        x = F.relu(sum(resize_flow(lateral(features), half) for lateral, features in blocks))
+        return self.parsing(x), soft_argmax(self.heatmaps(x))[0]
+
+
+def load_features(name: str = "faces") -> nn.Module:
+    """Frozen features by name, with the name of what was really loaded in ``.source``.
+
+    "faces" are the shipped ones. "vgg19" downloads torchvision's weights once (checksummed) and falls back to "faces",
+    with a warning, where they can't be had. Anything else is the path of a file with torchvision's VGG-19 weights.
+    """
+    if name == "faces":
+        network, source = FaceFeatures(), "faces"
+        network.load_state_dict(load_file(WEIGHTS / "features.safetensors"))
+    else:
+        network, source = VGG19(), name
+        try:
+            if name == "vgg19":
+                state = torch.hub.load_state_dict_from_url(
+                    VGG19_URL, map_location="cpu", check_hash=True, weights_only=True
+                )
+            elif Path(name).is_file():
+                state = torch.load(name, map_location="cpu", weights_only=True)
+            else:
+                raise ValueError(f"features {name!r}: expected 'faces', 'vgg19' or a file with VGG-19 weights")
+        except (URLError, OSError, RuntimeError) as error:
+            warnings.warn(f"no VGG-19 weights ({error}): the shipped face features are used instead", stacklevel=2)
+            return load_features("faces")
+        needed = network.state_dict()
+        network.load_state_dict({key: value for key, value in state.items() if key in needed})
+    network.source = source
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,171 @@
+"""Clips to train on, of one size and rate and quick to read at random: from anybody's videos, or of embedded faces.
+
+Notebook: ``notebooks/11_train_a_full_model.ipynb``.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from skimage.data import lbp_frontal_face_cascade_filename
+from skimage.feature import Cascade
+from torch import Tensor
+from tqdm import tqdm
+
+from minimodel.data import synthetic
+from minimodel.data.video import VIDEOS, Clip, VideoWriter
+
+LOOKS = 5  # frames of a clip in which the face is sought
+FPS = 25
+AROUND_FACE = 1.6  # side of the crop in sides of the box that the cascade finds
+
+
+@dataclass
+class PrepareConfig:
+    """Turn videos into a folder of clips to train on."""
+
+    videos: tuple[Path, ...]
+    """Video files, or folders of them."""
+    output: Path
+    """Folder for the clips."""
+    box: tuple[int, int, int] | None = None
+    """Crop by hand: left, top and side in pixels. Otherwise the face is found, and the box held over each clip."""
+    size: int = 256
+    """Side of the clips in pixels."""
+    seconds: float = 5.0
+    """Length of a clip; a longer video becomes several."""
+    fps: int = FPS
+    """Frames a second; frames of other rates are dropped or repeated."""
+
+
+def prepare(config: PrepareConfig) -> list[Path]:
+    """Write the clips and return their paths; videos without a face are skipped, with a line that says so."""
+    files = []
+    for path in config.videos:
+        if not path.exists():
+            raise ValueError(f"{path}: no such file or folder")
+        files += sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEOS) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"{config.videos[0]}: holds no videos")
+    config.output.mkdir(parents=True, exist_ok=True)
+    cascade = None if config.box else Cascade(lbp_frontal_face_cascade_filename())
+    written = []
+    for file in tqdm(files, unit=" videos"):
+        for number, frames in enumerate(pieces(Clip(file), config)):
+            box = config.box or find_face(frames, cascade)
+            name = f"{file.stem}-{number:03d}.mp4"
+            if box is None:
+                tqdm.write(f"{file}: no face found in piece {number}, skipped; --box crops by hand")
+                continue
+            with VideoWriter(config.output / name, fps=config.fps, every=8, crf=12) as film:
+                for frame in frames:
+                    film.write(crop(frame, box, config.size))
+            written.append(config.output / name)
+    return written
+
+
+def pieces(clip: Clip, config: PrepareConfig):
+    """Lists of frames, each ``seconds`` long at ``fps``; a rest of under a second is dropped unless it is all there
+    is."""
+    length = round(config.seconds * config.fps)
+    piece, count, any_piece = [], 0, False
+    start = clip.times[0] * clip.time_base
+    for number, frame in clip.decode():
+        # This frame stands for all moments of the new rate until the next one appears.
+        following = (
+            clip.times[number + 1] if number + 1 < len(clip) else clip.times[number] + 1 / clip.fps / clip.time_base
+        )
+        until = float(following * clip.time_base - start) * config.fps
+        while count + 0.5 < until:
+            piece.append(frame)
+            count += 1
+            if len(piece) == length:
+                yield piece
+                piece, any_piece = [], True
+    if len(piece) >= config.fps or (piece and not any_piece):
+        yield piece
+
+
+def find_face(frames: list[Tensor], cascade: Cascade) -> tuple[int, int, int] | None:
+    """Left, top and side of a square around the face: the median over some frames of the largest face in each."""
+    found = []
+    for index in np.linspace(0, len(frames) - 1, LOOKS).astype(int):
+        image = np.ascontiguousarray(frames[index].permute(1, 2, 0).numpy())
+        side = min(image.shape[:2])
+        sizes = dict(min_size=(side // 8, side // 8), max_size=(side, side))
+        boxes = cascade.detect_multi_scale(img=image, scale_factor=1.15, step_ratio=1, **sizes)
+        if boxes:
+            largest = max(boxes, key=lambda b: b["width"])
+            found.append([largest["c"] + largest["width"] / 2, largest["r"] + largest["height"] / 2, largest["width"]])
+    if not found:
+        return None
+    x, y, width = np.median(found, axis=0)
+    side = AROUND_FACE * width
+    return round(x - side / 2), round(y - side / 2), round(side)
+
+
+def crop(frame: Tensor, box: tuple[int, int, int], size: int) -> Tensor:
+    """The square ``box`` of a frame at ``size``; what lies outside the frame repeats its edge."""
+    left, top, side = box
+    height, width = frame.shape[-2:]
+    rows = torch.arange(top, top + side).clamp(0, height - 1)
+    columns = torch.arange(left, left + side).clamp(0, width - 1)
+    square = frame[:, rows][:, :, columns][None] / 255
+    return F.interpolate(square, (size, size), mode="bilinear", antialias=True, align_corners=False)[0].clamp(0, 1)
+
+
+NAMES = ("ada", "ben", "cleo", "dev", "elif", "finn", "gita", "hugo", "ines", "juri", "kofi", "lena")
+TRUTH_EVERY = 5  # frames; flows are large
+
+
+@dataclass
+class SynthesizeConfig:
+    """Write clips of embedded faces, each with its ground truth beside it."""
+
+    output: Path
+    """Folder for the clips."""
+    clips: int = 6
+    """How many, each of another person."""
+    size: int = 128
+    """Side in pixels."""
+    seconds: float = 3.0
+    """Length of each."""
+    seed: int = 0
+
+
+def synthesize(config: SynthesizeConfig) -> list[Path]:
+    """Write NAME.mp4 and NAME.npz and return the films' paths.
+
+    The .npz holds, in pixels: ``landmarks`` (T, 74, 2); ``parsing`` (T, H, W) with ``parts``, its names; and for the
+    frames ``flow_frames`` the backward flow to frame 0, ``flow`` (N, 2, H, W), and ``visible`` (N, H, W), where frame 0
+    shows what the frame shows.
+    """
+    config.output.mkdir(parents=True, exist_ok=True)
+    frames = round(config.seconds * FPS)
+    identities = synthetic.sample_identities(config.clips, config.seed)
+    written = []
+    for number in tqdm(range(config.clips), unit=" clips"):
+        states = synthetic.animate_states(frames, config.seed * 1000 + number)
+        faces = synthetic.Faces(identities[number], states)
+        name = NAMES[number] if config.clips <= len(NAMES) else f"{number:05d}"
+        path = config.output / f"{name}.mp4"
+        with VideoWriter(path, fps=FPS, every=8, crf=12) as film:
+            for start in range(0, frames, 8):
+                for frame in synthetic.render(faces[start : start + 8], config.size):
+                    film.write(frame)
+        kept = torch.arange(TRUTH_EVERY, frames, TRUTH_EVERY)
+        source = synthetic.Faces(identities[number], states[0])
+        flow, visible = synthetic.flow_between(source, faces[kept], config.size)
+        np.savez_compressed(
+            path.with_suffix(".npz"),
+            landmarks=synthetic.landmarks(faces, config.size).numpy(),
+            parsing=synthetic.parsing(faces, config.size).byte().numpy(),
+            parts=np.array(synthetic.PARTS),
+            flow_frames=kept.numpy(),
+            flow=(flow * config.size / 2).half().numpy(),
+            visible=visible[:, 0].bool().numpy(),
+        )
+        written.append(path)
+    return written

@@ -1,0 +1,87 @@
+"""Pictures of pictures, flows and masks: everything the notebooks and the training strips draw with."""
+
+import io
+from pathlib import Path
+
+import imageio.v3 as iio
+import matplotlib
+import matplotlib.pyplot as plt
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from minimodel.warping import resize_flow, to_pixels
+
+
+def flow_colors(flow: Float[Tensor, "b 2 h w"], *, largest: float | None = None) -> Float[Tensor, "b 3 h w"]:
+    """Direction as hue, length as saturation: no motion is white, ``largest`` (normalised; by default the longest
+    vector of the batch) is fully coloured."""
+    length = flow.norm(dim=1)
+    largest = largest or float(length.max().clamp_min(1e-8))
+    angle = torch.atan2(flow[:, 1], flow[:, 0]) / (2 * torch.pi) % 1
+    hsv = torch.stack([angle, (length / largest).clamp(0, 1), torch.ones_like(angle)], dim=-1)
+    return torch.from_numpy(matplotlib.colors.hsv_to_rgb(hsv.detach().cpu().numpy())).float().permute(0, 3, 1, 2)
+
+
+def heat(values: Float[Tensor, "b 1 h w"], *, largest: float = 1.0) -> Float[Tensor, "b 3 h w"]:
+    """A map of one channel in the viridis colours, 0 to ``largest``."""
+    colours = matplotlib.colormaps["viridis"]((values[:, 0] / largest).clamp(0, 1).detach().cpu().numpy())
+    return torch.from_numpy(colours[..., :3]).float().permute(0, 3, 1, 2)
+
+
+def grid(rows: list[Float[Tensor, "b c h w"]], *, size: int | None = None, gap: int = 2) -> Float[Tensor, "3 h w"]:
+    """One row of pictures for each batch, with white lines between; pictures are brought to ``size`` (by repeating
+    pixels where they grow, so that small pictures stay honest)."""
+    size = size or max(row.shape[-1] for row in rows)
+    tiles = []
+    for row in rows:
+        row = row.detach().float().cpu().clamp(0, 1).expand(-1, 3, -1, -1)
+        if row.shape[-1] < size:
+            row = torch.nn.functional.interpolate(row, (size, size), mode="nearest")
+        row = torch.nn.functional.pad(resize_flow(row, (size, size)), (0, gap, 0, gap), value=1.0)
+        tiles.append(rearrange(row, "b c h w -> c h (b w)"))
+    return torch.cat(tiles, dim=1)
+
+
+def pictures(rows: dict[str, Tensor], *, columns: list[str] | None = None, side: float = 1.5) -> None:
+    """Draw rows of pictures (N, 3 or 1, H, W), each with its name, pixels left square; ``side`` is in inches."""
+    count = max(len(row) for row in rows.values())
+    figure, axes = plt.subplots(len(rows), count, figsize=(side * count, side * len(rows)), squeeze=False)
+    for line, (name, row) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for axis, picture in zip(line, row.detach().float().cpu().clamp(0, 1).expand(-1, 3, -1, -1)):
+            axis.imshow(picture.permute(1, 2, 0), interpolation="nearest")
+        for number, axis in enumerate(line):
+            axis.set(xticks=[], yticks=[])
+            axis.set_frame_on(False)
+            if number >= len(row):
+                axis.set_visible(False)
+    for axis, title in zip(axes[0], columns or []):
+        axis.set_title(title, fontsize=9)
+    figure.tight_layout(pad=0.3)
+    plt.show()
+
+
+def dots(axis, points: Float[Tensor, "k 2"], size: tuple[int, int], **style) -> None:
+    """Mark normalised points on a picture of ``size`` = (h, w) that `imshow` drew on ``axis``."""
+    x, y = to_pixels(points.detach().cpu(), size).T
+    axis.scatter(x, y, **dict(s=18, linewidths=0.8, edgecolors="white") | style)
+
+
+def film(frames: Float[Tensor, "t 3 h w"], *, fps: int = 12, side: int = 192):
+    """Frames as an animation that a notebook holds within itself, and shows wherever it is displayed."""
+    from IPython.display import Image
+
+    factor = max(1, side // frames.shape[-1])
+    frames = torch.nn.functional.interpolate(frames.detach().cpu().clamp(0, 1), scale_factor=factor, mode="nearest")
+    pixels = (frames * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    file = io.BytesIO()
+    iio.imwrite(file, pixels, extension=".gif", duration=1000 / fps, loop=0)
+    # Labelled as PNG, which every viewer of notebooks embeds; browsers look at the bytes, and play it.
+    return Image(data=file.getvalue(), format="png")
+
+
+def save_picture(picture: Float[Tensor, "3 h w"], path: str | Path) -> None:
+    """Write a PNG."""
+    iio.imwrite(path, (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())

@@ -1,0 +1,417 @@
+"""Training: one loop for a CPU, a GPU, several GPUs or machines.
+
+Everything random in step n follows from the seed and n alone and is drawn for the whole batch, before processes take
+their shares. So a run that was killed goes on as if nothing had happened, and two processes do what one would.
+
+Notebook: ``notebooks/11_train_a_full_model.ipynb``.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from jaxtyping import Float
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from minimodel import losses
+from minimodel.data import synthetic
+from minimodel.data.video import Augmentation, VideoPairs
+from minimodel.evaluate import evaluate, load_evaluation, strip
+from minimodel.features import FaceFeatures, FaceTasks, load_features
+from minimodel.model import AnimationModel
+from minimodel.show import save_picture
+from minimodel.tps import Spline, random_transforms
+from minimodel.warping import from_pixels
+
+BETAS = (0.5, 0.999)
+MILESTONES = (0.6, 0.9)  # shares of the run after which the learning rate is a tenth
+LARGEST_GRADIENT = 10.0  # in the infinity norm
+PRESET_RATES = {"tiny": 4e-4, "small": 2e-4, "paper": 2e-4}
+PRESET_FEATURES = {"tiny": "faces", "small": "vgg19", "paper": "vgg19"}
+
+
+@dataclass
+class Weights:
+    """What each loss counts for; equivariance as published."""
+
+    perceptual: float = 10.0
+    points: float = 10.0
+    affine: float = 10.0
+
+
+@dataclass
+class TrainConfig:
+    """Train a model. The same command after a kill goes on where it stopped."""
+
+    output: Path
+    """Folder for weights, checkpoints, metrics and pictures."""
+    data: tuple[str, ...] = ("synthetic",)
+    """"synthetic", folders of clips, or several of both, from which pairs are then taken in equal shares."""
+    evaluate: tuple[str, ...] | None = None
+    """What to evaluate on; the data themselves (their test/ or val/ part) unless given."""
+    preset: str = "tiny"
+    """tiny, small or paper."""
+    system: str = "mrfa"
+    """A paper's system: mrfa, fomm or npmr."""
+    prior: str | None = None
+    """Replaces the system's prior."""
+    refine: bool | None = None
+    """Switches the system's refinement."""
+    steps: int | None = None
+    """Stop after this many steps ..."""
+    minutes: float | None = None
+    """... or after this many minutes of training."""
+    batch: int = 16
+    """Pairs a step, over all processes."""
+    learning_rate: float | None = None
+    """Adam's, 4e-4 for tiny and 2e-4 for the others unless given."""
+    seed: int = 0
+    features: str | None = None
+    """Of the perceptual loss: faces, vgg19 or a file with VGG-19's weights."""
+    augment: bool = True
+    """Mirror, rotate, zoom, shift and recolour pairs of real video."""
+    average: float = 0.999
+    """Decay of the moving average of weights that is evaluated and saved; 0 for none."""
+    evaluate_minutes: float = 5.0
+    """Minutes between evaluations, each with a checkpoint and a picture strip."""
+    workers: int = 0
+    """Processes that prepare data; worth it beside a GPU."""
+    loss: Weights = dataclasses.field(default_factory=Weights)
+
+    def __post_init__(self):
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError("give either --steps or --minutes: how long to train")
+
+
+class SyntheticPairs:
+    """Random pairs of the embedded faces, each pair one identity in two states; drawn and loaded like `VideoPairs`."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple:
+        identity = synthetic.sample_identities(count, generator)
+        states = [synthetic.sample_states(count, generator) for _ in range(2)]
+        return tuple(synthetic.Faces(identity, state) for state in states)
+
+    def load(self, drawn, slots: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        return tuple(synthetic.render(faces[slots].to(device), self.size) for faces in drawn)
+
+
+class PairStream(Dataset):
+    """Item n is this process's share of the batch of step n: source, driving, and the random transform's numbers."""
+
+    def __init__(self, config: TrainConfig, size: int, device: torch.device, *, share: tuple[int, int] = (0, 1)):
+        augmentation = Augmentation() if config.augment else None
+        self.sources = [
+            SyntheticPairs(size) if name == "synthetic" else VideoPairs(name, size, augmentation)
+            for name in config.data
+        ]
+        self.config, self.size, self.device, self.share = config, size, device, share
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(self.config.seed * 2**32 + step)
+        batch = self.config.batch
+        transform = random_transforms(batch, generator)
+        drawn = [source.draw(batch, generator) for source in self.sources]
+        process, processes = self.share
+        mine = torch.arange(batch).tensor_split(processes)[process]
+        frames = torch.empty(2, len(mine), 3, self.size, self.size, device=self.device)
+        for number, source in enumerate(self.sources):
+            # Slots go round the sources, so that every batch holds equal shares.
+            slots = (mine % len(self.sources) == number).nonzero().flatten()
+            frames[:, slots] = torch.stack(source.load(drawn[number], mine[slots], self.device))
+        numbers = dict(control=transform.control, weights=transform.weights, affine=transform.affine)
+        return dict(source=frames[0], driving=frames[1]) | {k: v[mine].to(self.device) for k, v in numbers.items()}
+
+
+class TrainingStep(nn.Module):
+    """Model and losses under one `forward`, which is what distributed training wraps."""
+
+    def __init__(self, model: AnimationModel, features: nn.Module, weights: Weights):
+        super().__init__()
+        self.model, self.features, self.weights = model, features, weights
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        source, driving = batch["source"], batch["driving"]
+        transform = Spline(batch["control"], batch["weights"], batch["affine"])
+        motion = self.model.encode_driving(driving)
+        output = self.model.render(self.model.encode_source(source), motion)
+        moved = self.model.encode_driving(losses.transformed_frame(driving, transform))
+        terms = {
+            "perceptual": self.weights.perceptual * losses.perceptual_loss(self.features, output.image, driving),
+            "points": self.weights.points * losses.equivariance_points(motion.points, moved.points, transform),
+        }
+        if motion.affine is not None:
+            difference = losses.equivariance_affine(motion.affine, moved.affine, moved.points, transform)
+            terms["affine"] = self.weights.affine * difference
+        return terms
+
+
+class TrainingStopped(RuntimeError):
+    """Training can't go on; the message says at which step and why, and the last good state is saved."""
+
+
+def train(config: TrainConfig, **sizes) -> AnimationModel:
+    """Train to the end of the run, from the newest checkpoint in ``config.output`` if there is one.
+
+    ``sizes`` are fields of `minimodel.model.Config` that differ from the preset's. Returns the finished model, whose
+    weights are then in ``output/model.safetensors``; metrics are in metrics.jsonl, pictures in pictures/.
+    """
+    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    if config.batch % accelerator.num_processes:
+        raise ValueError(f"batch {config.batch} can't be shared evenly by {accelerator.num_processes} processes")
+    torch.manual_seed(config.seed)
+    parts = dict(system=config.system, prior=config.prior, refine=config.refine)
+    model = AnimationModel.from_preset(config.preset, **parts, **sizes)
+    if accelerator.num_processes > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    features = load_features(config.features or PRESET_FEATURES[config.preset])
+    rate = config.learning_rate or PRESET_RATES[config.preset]
+    size = model.config.image_size
+    share = accelerator.process_index, accelerator.num_processes
+    stream = PairStream(config, size, torch.device("cpu") if config.workers else accelerator.device, share=share)
+    evaluations = {name: load_evaluation(name, size) for name in config.evaluate or config.data}
+
+    step_module = TrainingStep(model, features, config.loss).to(accelerator.device, memory_format=torch.channels_last)
+    average = AveragedModel(model, multi_avg_fn=partial(_average, decay=config.average))
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate, betas=BETAS)
+    state = load_checkpoint(config.output, model, average, optimizer)
+    step_module, optimizer = accelerator.prepare(step_module, optimizer)
+    checkpoint = partial(save_checkpoint, config.output, model, average, optimizer, state)
+    log = Log(config, state, features.source, model) if accelerator.is_main_process else None
+
+    def look() -> None:
+        """Evaluate, log and save; one process does, the others wait."""
+        if log is not None:
+            for name, clips in evaluations.items():
+                log(state, "evaluation", data=name, **evaluate(average.module, clips, features).summary())
+                save_picture(strip(average.module, clips), log.pictures / f"{Path(name).name}-{state.step:07d}.png")
+            checkpoint()
+        accelerator.wait_for_everyone()
+
+    batches = iter(DataLoader(stream, batch_size=None, sampler=range(state.step, 2**31), num_workers=config.workers))
+    looked = state.seconds
+    progress = agreed_progress(config, state, accelerator)
+    while progress < 1:
+        began = time.perf_counter()
+        batch = {name: value.to(accelerator.device) for name, value in next(batches).items()}
+        waited = time.perf_counter() - began
+        for group in optimizer.param_groups:
+            group["lr"] = rate * 0.1 ** sum(progress >= milestone for milestone in MILESTONES)
+        terms = step_module(batch)
+        loss = sum(terms.values())
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT, norm_type=torch.inf)
+        # Means over processes, so that all of them see the same numbers, and stop together.
+        values = torch.stack([loss, *terms.values(), norm]).detach().float()
+        values = accelerator.reduce(values, "mean").tolist()
+        if not math.isfinite(sum(values)):
+            if log is not None:
+                checkpoint()
+            raise TrainingStopped(
+                f"loss or gradient is not finite in step {state.step + 1}: stopped; the state before it is saved in"
+                f" {config.output}; a lower --learning-rate may help"
+            )
+        optimizer.step()
+        average.update_parameters(model)
+        state.step += 1
+        took = time.perf_counter() - began
+        state.seconds += took
+        progress = agreed_progress(config, state, accelerator)
+        if log is not None:
+            numbers = dict(zip(["loss", *terms, "gradient"], values))
+            log(state, "train", **numbers, pairs_per_second=config.batch / took, data_share=waited / took)
+            log.bar(state, progress, values[0], config.batch / took)
+        if progress < 1 and state.seconds - looked >= 60 * config.evaluate_minutes:
+            looked = state.seconds
+            look()
+    look()
+    return average.module.eval()
+
+
+@dataclass
+class FeaturesConfig:
+    """Train the small feature network of the perceptual loss on the embedded faces: to parse them and to find
+    landmarks."""
+
+    output: Path
+    """File for the weights."""
+    minutes: float = 30.0
+    """How long to train."""
+    batch: int = 32
+    size: int = 64
+    """Side of the pictures in pixels."""
+    seed: int = 0
+
+
+def train_features(config: FeaturesConfig) -> dict[str, float]:
+    """Write the weights; print and return the network's accuracy on faces that it hasn't seen."""
+    batch, size, seed = config.batch, config.size, config.seed
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(seed)
+    features = FaceFeatures()
+    network = FaceTasks(features, len(synthetic.PARTS)).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+
+    def faces(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        faces = synthetic.Faces.sample(batch, seed).to(device)
+        landmarks = from_pixels(synthetic.landmarks(faces, size), (size, size))
+        return synthetic.render(faces, size), synthetic.parsing(faces, size // 2), landmarks
+
+    began, step = time.perf_counter(), 0
+    bar = tqdm(unit=" steps", dynamic_ncols=True)
+    while (progress := (time.perf_counter() - began) / (60 * config.minutes)) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * (1 + math.cos(math.pi * progress)) / 2
+        image, parsing, landmarks = faces(seed * 2**32 + step + 1000)
+        logits, points = network(colour_noise(image, torch.Generator().manual_seed(step)))
+        terms = F.cross_entropy(logits, parsing), 20 * F.l1_loss(points, landmarks)
+        optimizer.zero_grad()
+        sum(terms).backward()
+        optimizer.step()
+        step += 1
+        bar.update()
+        bar.set_postfix_str(f"parsing {terms[0].item():.3f}, landmarks {terms[1].item() / 20 * size / 2:.2f} px")
+
+    sizes, right, error = torch.zeros(len(features.widths), device=device), [], []
+    with torch.no_grad():
+        for number in range(10):
+            image, parsing, landmarks = faces(number)
+            logits, points = network(image)
+            sizes += torch.stack([layer.abs().mean() for layer in features(image)[1:]]) / 10
+            right.append((logits.argmax(1) == parsing).float().mean().item())
+            error.append((points - landmarks).norm(dim=-1).mean().item() * size / 2)
+    features.scale.copy_(sizes)
+    save_file({name: value.contiguous() for name, value in features.cpu().state_dict().items()}, config.output)
+    scores = {"steps": step, "parsing accuracy": sum(right) / 10, "landmark error (px)": sum(error) / 10}
+    print(scores)
+    return scores
+
+
+def colour_noise(image: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> Float[Tensor, "b 3 h w"]:
+    """Random light, tint, contrast and grain, so that features don't depend on them."""
+    count = len(image)
+    gain = torch.exp(0.25 * torch.randn(count, 1, 1, 1, generator=generator))
+    tint = torch.exp(0.1 * torch.randn(count, 3, 1, 1, generator=generator))
+    power = torch.exp(0.25 * torch.randn(count, 1, 1, 1, generator=generator))
+    grain = 0.03 * torch.rand(count, 1, 1, 1, generator=generator) * torch.randn(image.shape, generator=generator)
+    gain, power, grain = (gain * tint).to(image), power.to(image), grain.to(image)
+    return (image.clamp_min(1e-4) ** power * gain + grain).clamp(0, 1)
+
+
+@dataclass
+class RunState:
+    """How far a run is."""
+
+    step: int = 0
+    seconds: float = 0.0  # of training, without evaluations
+
+
+def agreed_progress(config: TrainConfig, state: RunState, accelerator: Accelerator) -> float:
+    """The share of the run that is done, the same in all processes."""
+    if config.steps is not None:
+        return state.step / config.steps
+    seconds = [state.seconds]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(seconds)
+    return seconds[0] / (60 * config.minutes)
+
+
+def _average(averaged: list[Tensor], current: list[Tensor], number: Tensor, *, decay: float) -> None:
+    # The first steps' weights say nothing; the average is short at first.
+    decay = min(decay, (1 + int(number)) / (10 + int(number)))
+    torch._foreach_lerp_(averaged, current, 1 - decay)
+
+
+def save_checkpoint(
+    output: str | Path, model: AnimationModel, average: AveragedModel, optimizer: torch.optim.Optimizer, state: RunState
+) -> None:
+    """Write all that a run needs to go on, and the averaged model for use: each file whole or not at all."""
+    output = Path(output)
+    parts = dict(model=model.state_dict(), average=average.state_dict(), optimizer=optimizer.state_dict())
+    checkpoint = parts | dict(metadata=model.metadata(), state=dataclasses.asdict(state))
+    for name, write in (("checkpoint.pt", partial(torch.save, checkpoint)), ("model.safetensors", average.module.save)):
+        unfinished = output / f"{name}.unfinished"
+        try:
+            write(unfinished)
+            os.replace(unfinished, output / name)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def load_checkpoint(
+    output: str | Path, model: AnimationModel, average: AveragedModel, optimizer: torch.optim.Optimizer
+) -> RunState:
+    """Bring a run back to its checkpoint; a fresh state if there is none."""
+    path = Path(output) / "checkpoint.pt"
+    if not path.exists():
+        return RunState()
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        metadata = checkpoint["metadata"]
+    except Exception as error:  # whatever a broken or foreign file makes torch raise
+        raise ValueError(f"{path}: not a checkpoint of minimodel, or damaged; move it away to start afresh") from error
+    if metadata != model.metadata():
+        raise ValueError(f"{path}: from a model of other sizes or another version; choose another --output")
+    model.load_state_dict(checkpoint["model"])
+    average.load_state_dict(checkpoint["average"])
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    return RunState(**checkpoint["state"])
+
+
+class Log:
+    """Where a run's numbers go: the bar, metrics.jsonl, and TensorBoard when it is installed. Main process only."""
+
+    def __init__(self, config: TrainConfig, state: RunState, features: str, model: AnimationModel):
+        output = Path(config.output)
+        self.pictures = output / "pictures"
+        self.pictures.mkdir(parents=True, exist_ok=True)
+        settings = dataclasses.asdict(config) | dict(features=features, model=dataclasses.asdict(model.config))
+        (output / "config.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
+        self.path = output / "metrics.jsonl"
+        # What a killed run logged after its checkpoint will be done, and logged, again.
+        old = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [line for line in old if json.loads(line)["step"] <= state.step]
+        self.path.write_text("".join(f"{line}\n" for line in kept))
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(output), purge_step=state.step)
+        except ImportError:
+            self.board = None
+        self.progress = tqdm(total=config.steps, initial=state.step, unit=" steps", dynamic_ncols=True)
+        millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        self.progress.write(
+            f"{millions:.2f} M parameters; perceptual loss on features {features!r}; output in {output}"
+        )
+
+    def __call__(self, state: RunState, kind: str, **numbers) -> None:
+        line = dict(step=state.step, minutes=round(state.seconds / 60, 3), kind=kind)
+        line |= {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in numbers.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.board is not None:
+            prefix = "/".join([kind, *(v for v in numbers.values() if isinstance(v, str))])
+            for name, value in numbers.items():
+                if isinstance(value, float):
+                    self.board.add_scalar(f"{prefix}/{name}", value, state.step)
+
+    def bar(self, state: RunState, progress: float, loss: float, speed: float) -> None:
+        left = state.seconds / 60 * (1 - progress) / progress
+        self.progress.update(state.step - self.progress.n)
+        self.progress.set_postfix_str(f"loss {loss:.3f}, {speed:.1f} pairs/s, {max(left, 0):.1f} min left")

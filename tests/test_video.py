@@ -1,0 +1,326 @@
+import warnings
+from fractions import Fraction
+
+import av
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+
+from minimodel.data.video import (
+    Augmentation,
+    Clip,
+    FrameCache,
+    VideoPairs,
+    VideoWriter,
+    augment,
+    find_clips,
+    fit,
+    read_image,
+)
+
+
+def film(path, count=12, size=32, **options):
+    """A film in which frame n is grey of level n / count, with a marker in one corner."""
+    with VideoWriter(path, **options) as writer:
+        for number in range(count):
+            frame = torch.full((3, size, size), number / count)
+            frame[0, : size // 4, : size // 4] = 1.0
+            writer.write(frame)
+    return path
+
+
+def with_sound(path, codec="aac", seconds=1, **options):
+    """A film with a tone, made by other means than ours."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=20)
+        video.width = video.height = 64
+        video.pix_fmt = "yuv420p"
+        sound = container.add_stream(codec, rate=44100)
+        for _ in range(20 * seconds):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 90, np.uint8))))
+        tone = np.sin(np.arange(44100 * seconds) / 20).astype(np.float32)[None]
+        for start in range(0, tone.shape[1], 1024):
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(tone[:, start : start + 1024]), "fltp", "mono")
+            frame.rate, frame.pts = 44100, start
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode())
+        container.mux(video.encode())
+    return path
+
+
+def levels(frames):
+    return [round(float(frame[1, -4:, -4:].float().mean()) / 255 * 12) for frame in frames]
+
+
+def test_random_access_finds_the_same_frames_as_decoding_in_order(tmp_path):
+    clip = Clip(film(tmp_path / "a.mp4", every=5))
+    assert len(clip) == 12 and clip.fps == 25
+    assert len(clip.keys) > 1 and max(b - a for a, b in zip(clip.keys, clip.keys[1:])) <= 5
+    in_order = [frame for _, frame in clip.decode()]
+    assert levels(in_order) == list(range(12))
+    for start in (11, 3, 7, 0):
+        decoded = dict(clip.decode(start))
+        # Decoding began at the key frame before, not at the beginning.
+        assert min(decoded) == max(key for key in clip.keys if key <= start)
+        assert torch.equal(decoded[start], in_order[start])
+
+
+def test_gifs_and_folders_of_png_are_clips_too(tmp_path):
+    film(tmp_path / "a.gif", fps=10)
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in range(12):
+        iio.imwrite(folder / f"{number:03d}.png", np.full((32, 32, 3), round(255 * number / 12), np.uint8))
+    assert levels([f for _, f in Clip(tmp_path / "a.gif").decode()]) == list(range(12))
+    assert levels([f for _, f in Clip(folder).decode(4)]) == list(range(4, 12))
+    assert float(Clip(tmp_path / "a.gif").fps) == pytest.approx(10, rel=0.01)
+
+
+def test_the_cache_decodes_a_clip_once_and_forgets_the_oldest(tmp_path):
+    paths = [film(tmp_path / f"{i}.mp4") for i in range(3)]
+    cache = FrameCache(paths, 16, limit=2 * 12 * 3 * 16 * 16)
+    calls = []
+    for clip in cache.clips:
+        decode = clip.decode
+        clip.decode = lambda start, decode=decode, clip=clip: calls.append(clip.path.stem) or decode(start)
+    assert cache(0, 11).shape == (3, 16, 16)
+    assert levels([cache(0, 5)]) == [5] and calls == ["0"]
+    cache(1, 11), cache(2, 11)
+    assert list(cache.frames) == [1, 2] and cache.held <= cache.limit
+
+
+def test_data_sets_may_be_split_or_not(tmp_path):
+    for folder in ("train", "val"):
+        (tmp_path / folder).mkdir()
+        film(tmp_path / folder / f"{folder}.mp4", count=2)
+    assert [p.stem for p in find_clips(tmp_path, "train")] == ["train"]
+    assert [p.stem for p in find_clips(tmp_path, "test")] == ["val"]
+    assert [p.stem for p in find_clips(tmp_path / "val", "test")] == ["val"]
+    with pytest.raises(ValueError, match="holds no clips"):
+        find_clips(tmp_path)
+    with pytest.raises(ValueError, match="no such folder"):
+        find_clips(tmp_path / "missing")
+    with pytest.raises(ValueError, match="expected a folder"):
+        find_clips(tmp_path / "val" / "val.mp4")
+
+
+def test_pairs_come_from_one_clip_and_two_frames_and_repeat_with_the_seed(tmp_path):
+    for number in range(3):
+        film(tmp_path / f"{number}.mp4", count=4 + number)
+    pairs = VideoPairs(tmp_path, 16)
+    drawn = pairs.draw(200, torch.Generator().manual_seed(0))
+    first, second = drawn["frames"].T
+    lengths = torch.tensor([4, 5, 6])[drawn["clip"]]
+    assert (first != second).all() and (drawn["frames"] < lengths[:, None]).all()
+    assert (first > second).any() and (first < second).any()
+    again = pairs.draw(200, torch.Generator().manual_seed(0))
+    assert all(torch.equal(drawn[name], again[name]) for name in drawn)
+    source, driving = pairs.load(drawn, torch.arange(5), torch.device("cpu"))
+    assert source.shape == driving.shape == (5, 3, 16, 16)
+    # Any part of a batch is what it is within the whole.
+    assert torch.equal(pairs.load(drawn, torch.tensor([3]), torch.device("cpu"))[0], source[3:4])
+
+
+def test_augmentation_moves_and_colours_both_frames_alike():
+    frames = torch.rand(4, 1, 3, 32, 32).expand(-1, 2, -1, -1, -1)
+    change = 2 * torch.rand(4, 8) - 1
+    made = augment(frames, change, Augmentation(), 16)
+    assert made.shape == (4, 2, 3, 16, 16) and torch.equal(made[:, 0], made[:, 1])
+    nothing = Augmentation(flip=False, rotation=0.0, zoom=0.0, shift=0.0, colour=0.0)
+    plain = torch.nn.functional.avg_pool2d(frames[:, 0], 2)
+    assert torch.allclose(augment(frames, change, nothing, 16)[:, 0], plain, atol=1e-5)
+    mirrored = augment(frames, -torch.ones(4, 8), Augmentation(rotation=0.0, zoom=0.0, shift=0.0, colour=0.0), 16)
+    assert torch.allclose(mirrored[:, 0], plain.flip(-1), atol=1e-5)
+
+
+def test_one_frame_is_not_enough_to_train_on(tmp_path):
+    film(tmp_path / "a.mp4", count=1)
+    with pytest.raises(ValueError, match="one frame only"):
+        VideoPairs(tmp_path, 16)
+
+
+# Pictures of all kinds
+
+
+@pytest.mark.parametrize(
+    "array, expected",
+    [
+        (np.full((16, 16), 51, np.uint8), [0.2, 0.2, 0.2]),  # grey
+        (np.full((16, 16, 3), (51, 102, 255), np.uint8), [0.2, 0.4, 1.0]),
+        (np.full((16, 16, 4), (51, 102, 255, 255), np.uint8), [0.2, 0.4, 1.0]),  # opaque
+        (np.full((16, 16, 4), (0, 0, 0, 0), np.uint8), [1.0, 1.0, 1.0]),  # all transparent: white
+        (np.full((16, 16), 13107, np.uint16), [0.2, 0.2, 0.2]),  # 16 bits
+        (np.ones((16, 16), bool), [1.0, 1.0, 1.0]),
+    ],
+)
+def test_every_colour_mode_becomes_rgb(tmp_path, array, expected):
+    iio.imwrite(tmp_path / "a.png", array)
+    image = read_image(tmp_path / "a.png")
+    assert image.shape == (3, 16, 16)
+    assert torch.allclose(image.mean((1, 2)), torch.tensor(expected), atol=0.003)
+
+
+def test_palette_and_grey_with_transparency(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (16, 16), (51, 102, 255)).convert("P").save(tmp_path / "p.png")
+    Image.new("LA", (16, 16), (51, 255)).save(tmp_path / "la.png")
+    Image.new("CMYK", (16, 16), (0, 0, 0, 0)).save(tmp_path / "cmyk.jpg")
+    assert torch.allclose(read_image(tmp_path / "p.png").mean((1, 2)), torch.tensor([0.2, 0.4, 1.0]), atol=0.05)
+    assert torch.allclose(read_image(tmp_path / "la.png").mean((1, 2)), torch.full((3,), 0.2), atol=0.003)
+    assert read_image(tmp_path / "cmyk.jpg").shape == (3, 16, 16)
+
+
+def test_pictures_that_are_none_are_refused_in_one_line(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    iio.imwrite(tmp_path / "one.png", np.zeros((1, 1, 3), np.uint8))
+    iio.imwrite(tmp_path / "wide.png", np.zeros((8, 20000), np.uint8))
+    for name, message in (
+        ("text.png", "not a picture"),
+        ("one.png", "1 x 1 pixels, sides must be"),
+        ("wide.png", "20000 x 8 pixels"),
+        ("missing.png", "no such file"),
+        (".", "is a directory"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            read_image(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_fit_takes_the_middle_square():
+    image = torch.zeros(1, 3, 20, 60)
+    image[..., 20:40] = 1
+    assert torch.equal(fit(image, 20), torch.ones(1, 3, 20, 20))
+    assert fit(image, 8).shape == (1, 3, 8, 8) and fit(image, 64).mean() == 1
+
+
+# Videos that are none, or not whole
+
+
+def test_broken_videos_are_refused_in_one_line(tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    whole = film(tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])  # the index, at the end, is gone
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    for name, message in (
+        ("text.mp4", "not a video"),
+        ("empty.mp4", "not a video"),
+        ("cut.mp4", "not a video"),
+        ("sound.mp4", "holds no video"),
+        ("folder", "without .png frames"),
+        ("missing.mp4", "no such file"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            Clip(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_video_that_breaks_off_is_used_up_to_there_with_a_warning(tmp_path):
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:  # an index isn't needed in this format
+        stream = container.add_stream("libx264", rate=25, options={"g": "1", "crf": "1"})
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        noise = np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3), dtype=np.uint8)
+        for frame in noise:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+        container.mux(stream.encode())
+    whole = (tmp_path / "a.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
+    clip = Clip(tmp_path / "cut.mkv")
+    frames = [frame for _, frame in clip.decode()]
+    assert 5 < len(frames) < 40
+
+
+def test_damaged_frames_in_the_middle_end_the_clip_with_a_warning(tmp_path):
+    path = film(tmp_path / "a.mp4", count=40, size=64, every=1)
+    data = bytearray(path.read_bytes())
+    clip = Clip(path)
+    start = data.find(b"mdat") + len(data) // 3
+    data[start : start + len(data) // 8] = bytes(len(data) // 8)
+    path.write_bytes(data)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        frames = [frame for _, frame in clip.decode()]
+    assert 0 < len(frames) <= 40
+    assert len(frames) == 40 or any("breaks off" in str(w.message) for w in caught)
+
+
+# Writing
+
+
+def test_sound_times_and_metadata_of_the_driving_video_are_kept(tmp_path):
+    source = Clip(with_sound(tmp_path / "a.mp4"))
+    with VideoWriter(tmp_path / "b.mp4", like=source, metadata={"comment": "synthetic"}) as writer:
+        for _ in range(len(source)):
+            writer.write(torch.rand(3, 64, 64))
+    made = Clip(tmp_path / "b.mp4")
+    assert made.fps == 20 and len(made) == 20
+    assert [t * made.time_base for t in made.times] == [(t - source.times[0]) * source.time_base for t in source.times]
+    with av.open(str(tmp_path / "b.mp4")) as container:
+        assert container.metadata["comment"] == "synthetic"
+        sound = container.streams.audio[0]
+        seconds = float(sound.duration * sound.time_base)
+        assert sound.codec.name == "aac" and 0.8 < seconds < 1.2
+        loudness = np.concatenate([f.to_ndarray().ravel() for f in container.decode(sound)])
+        assert np.abs(loudness).max() > 0.5
+
+
+def test_sound_that_mp4_cannot_hold_is_converted(tmp_path):
+    source = Clip(with_sound(tmp_path / "a.mkv", codec="flac"))
+    with VideoWriter(tmp_path / "b.mp4", like=source) as writer:
+        for _ in range(len(source)):
+            writer.write(torch.rand(3, 64, 64))
+    with av.open(str(tmp_path / "b.mp4")) as container:
+        sound = container.streams.audio[0]
+        assert sound.codec.name == "aac" and float(sound.duration * sound.time_base) > 0.7
+
+
+def test_a_film_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"precious")
+    with pytest.raises(RuntimeError), VideoWriter(path) as writer:
+        writer.write(torch.rand(3, 32, 32))
+        raise RuntimeError
+    assert path.read_bytes() == b"precious" and [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_places_that_cannot_be_written_are_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path, message in (
+        (tmp_path / "a.txt", "must end in .mp4 or .gif"),
+        (tmp_path / "file" / "a.mp4", "can't be written"),
+    ):
+        with pytest.raises(ValueError, match=message), VideoWriter(path) as writer:
+            writer.write(torch.rand(3, 32, 32))
+    (tmp_path / "dir.mp4").mkdir()
+    with pytest.raises(ValueError, match="is a directory"):
+        VideoWriter(tmp_path / "dir.mp4")
+    with pytest.raises(ValueError, match="can't be written"), VideoWriter("/dev/full/a.mp4") as writer:
+        writer.write(torch.rand(3, 32, 32))
+
+
+def test_variable_frame_times_are_kept(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for when in (0, 40, 200, 230):
+            frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))
+            frame.pts, frame.time_base = when, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    source = Clip(tmp_path / "a.mp4")
+    with VideoWriter(tmp_path / "b.mp4", like=source) as writer:
+        for _ in range(4):
+            writer.write(torch.rand(3, 32, 32))
+    made = Clip(tmp_path / "b.mp4")
+    assert [round(float(t * made.time_base), 3) for t in made.times] == [0, 0.04, 0.2, 0.23]
