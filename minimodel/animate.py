@@ -57,6 +57,7 @@ def animate(config: AnimateConfig, *, batch: int = 8) -> Path:
             if factor > 1:
                 shown = F.interpolate(shown[None], scale_factor=factor, mode="bicubic", align_corners=False)[0]
             film.write(shown)
+    print(f"wrote {config.output}")
     return config.output
 
 

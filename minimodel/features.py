@@ -58,11 +58,12 @@ class FaceFeatures(nn.Module):
     """Four blocks of plain convolutions, trained to parse the synthetic faces and to find their landmarks.
 
     Such features know parts and edges but care little for colour, so the picture itself is returned as the first
-    feature. Each feature is divided by its mean size over training faces (``scale``), so that all count alike in a
-    loss.
+    feature, times ``picture``. Each other feature is divided by its mean size over training faces (``scale``), so that
+    all of them count about alike in a loss.
     """
 
     widths = (24, 48, 96, 128)
+    picture = 10.0
 
     def __init__(self):
         super().__init__()
@@ -78,7 +79,7 @@ class FaceFeatures(nn.Module):
         self.register_buffer("scale", torch.ones(len(self.widths)))
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
-        x, taken = 2 * image - 1, [image]
+        x, taken = 2 * image - 1, [self.picture * image]
         for block, scale in zip(self.blocks, self.scale):
             x = block(x if len(taken) == 1 else F.avg_pool2d(x, 2))
             taken.append(x / scale)

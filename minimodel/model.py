@@ -68,7 +68,7 @@ class Config:
     update_occlusion: bool = True
     warped_source: bool = True
     unet: HourglassSizes = HourglassSizes(64, 5, 512)
-    blend: bool = False
+    blend: bool = True  # the generator's last step; False is Eq. 9-10 to the letter
 
     @classmethod
     def from_json(cls, text: str) -> "Config":
@@ -87,7 +87,6 @@ PRESETS = {
         preset="tiny",
         image_size=64,
         coarse_scale=2,
-        norm="group",
         head_kernel=3,
         folded=True,
         detector=HourglassSizes(24, 3, 96),
@@ -102,7 +101,6 @@ PRESETS = {
         preset="small",
         image_size=128,
         coarse_scale=4,
-        norm="group",
         detector=HourglassSizes(32, 4, 256),
         dense_motion=HourglassSizes(32, 4, 256),
         structure=HourglassSizes(32, 4, 256),
@@ -241,7 +239,8 @@ class AnimationModel(nn.Module):
         self.config = config
         self.prior = {"affine": AffinePrior, "none": NoPrior}[config.prior](config)
         sizes = dataclasses.asdict(config.unet)
-        self.generator = GatedUNet(**sizes, outer_kernel=config.head_kernel, norm=config.norm)
+        outer = dict(outer_kernel=config.head_kernel, norm=config.norm, blend=config.blend)
+        self.generator = GatedUNet(**sizes, **outer)
         self.structure = self.refiner = None
         if config.refine:
             self.structure = StructureCorrelation(config)
@@ -308,15 +307,12 @@ class AnimationModel(nn.Module):
             occlusions = [resize_flow(coarse.occlusion, size) for size in sizes]
         else:
             flows, occlusions = self.refiner(coarse, correlation, source.context, sizes)
-        image = self.generator(source.features, flows, occlusions)
-        if self.config.blend:
-            visible = torch.sigmoid(occlusions[-1])
-            image = image * (1 - visible) + warp(source.image, flows[-1]) * visible
+        warped_source = warp(source.image, flows[-1])
         return Output(
-            image=image,
+            image=self.generator(source.features, flows, occlusions, warped_source),
             flows=[coarse.flow, *flows],
             occlusions=[coarse.occlusion, *occlusions],
-            warped_source=warp(source.image, flows[-1]),
+            warped_source=warped_source,
             coarse=coarse,
             correlation=correlation,
         )

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from minimodel.data import synthetic
 from minimodel.data.video import VIDEOS, Clip, VideoWriter
+from minimodel.show import save_picture
 
 LOOKS = 5  # frames of a clip in which the face is sought
 FPS = 25
@@ -136,7 +137,7 @@ class SynthesizeConfig:
 
 
 def synthesize(config: SynthesizeConfig) -> list[Path]:
-    """Write NAME.mp4 and NAME.npz and return the films' paths.
+    """Write NAME.mp4, its first frame NAME.png and its truth NAME.npz; return the films' paths.
 
     The .npz holds, in pixels: ``landmarks`` (T, 74, 2); ``parsing`` (T, H, W) with ``parts``, its names; and for the
     frames ``flow_frames`` the backward flow to frame 0, ``flow`` (N, 2, H, W), and ``visible`` (N, H, W), where frame 0
@@ -155,6 +156,7 @@ def synthesize(config: SynthesizeConfig) -> list[Path]:
             for start in range(0, frames, 8):
                 for frame in synthetic.render(faces[start : start + 8], config.size):
                     film.write(frame)
+        save_picture(synthetic.render(faces[:1], config.size)[0], path.with_suffix(".png"))
         kept = torch.arange(TRUTH_EVERY, frames, TRUTH_EVERY)
         source = synthetic.Faces(identities[number], states[0])
         flow, visible = synthetic.flow_between(source, faces[kept], config.size)

@@ -21,7 +21,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from jaxtyping import Float
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -74,7 +75,7 @@ class TrainConfig:
     """Stop after this many steps ..."""
     minutes: float | None = None
     """... or after this many minutes of training."""
-    batch: int = 16
+    batch: int = 8
     """Pairs a step, over all processes."""
     learning_rate: float | None = None
     """Adam's, 4e-4 for tiny and 2e-4 for the others unless given."""
@@ -97,18 +98,25 @@ class TrainConfig:
 
 
 class SyntheticPairs:
-    """Random pairs of the embedded faces, each pair one identity in two states; drawn and loaded like `VideoPairs`."""
+    """Random pairs of the embedded faces, each pair one identity in two states; drawn and loaded like `VideoPairs`.
+
+    Rendering costs a CPU as much as a good part of training, so slots 2n and 2n + 1 hold one pair in both directions.
+    """
 
     def __init__(self, size: int):
         self.size = size
 
     def draw(self, count: int, generator: torch.Generator) -> tuple:
-        identity = synthetic.sample_identities(count, generator)
-        states = [synthetic.sample_states(count, generator) for _ in range(2)]
+        pairs = (count + 1) // 2
+        identity = synthetic.sample_identities(pairs, generator)
+        states = [synthetic.sample_states(pairs, generator) for _ in range(2)]
         return tuple(synthetic.Faces(identity, state) for state in states)
 
-    def load(self, drawn, slots: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        return tuple(synthetic.render(faces[slots].to(device), self.size) for faces in drawn)
+    def load(self, drawn: tuple, slots: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        pairs, place = torch.unique(slots // 2, return_inverse=True)
+        one, other = (synthetic.render(faces[pairs].to(device), self.size)[place.to(device)] for faces in drawn)
+        forth = (slots % 2 == 0).view(-1, 1, 1, 1).to(device)
+        return torch.where(forth, one, other), torch.where(forth, other, one)
 
 
 class PairStream(Dataset):
@@ -133,7 +141,7 @@ class PairStream(Dataset):
         for number, source in enumerate(self.sources):
             # Slots go round the sources, so that every batch holds equal shares.
             slots = (mine % len(self.sources) == number).nonzero().flatten()
-            frames[:, slots] = torch.stack(source.load(drawn[number], mine[slots], self.device))
+            frames[:, slots] = torch.stack(source.load(drawn[number], mine[slots] // len(self.sources), self.device))
         numbers = dict(control=transform.control, weights=transform.weights, affine=transform.affine)
         return dict(source=frames[0], driving=frames[1]) | {k: v[mine].to(self.device) for k, v in numbers.items()}
 
@@ -178,7 +186,7 @@ def train(config: TrainConfig, **sizes) -> AnimationModel:
     parts = dict(system=config.system, prior=config.prior, refine=config.refine)
     model = AnimationModel.from_preset(config.preset, **parts, **sizes)
     if accelerator.num_processes > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = share_statistics(model, accelerator.device)
     features = load_features(config.features or PRESET_FEATURES[config.preset])
     rate = config.learning_rate or PRESET_RATES[config.preset]
     size = model.config.image_size
@@ -187,7 +195,7 @@ def train(config: TrainConfig, **sizes) -> AnimationModel:
     evaluations = {name: load_evaluation(name, size) for name in config.evaluate or config.data}
 
     step_module = TrainingStep(model, features, config.loss).to(accelerator.device, memory_format=torch.channels_last)
-    average = AveragedModel(model, multi_avg_fn=partial(_average, decay=config.average))
+    average = AveragedModel(model, multi_avg_fn=partial(_average, decay=config.average), use_buffers=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=rate, betas=BETAS)
     state = load_checkpoint(config.output, model, average, optimizer)
     step_module, optimizer = accelerator.prepare(step_module, optimizer)
@@ -332,7 +340,39 @@ def agreed_progress(config: TrainConfig, state: RunState, accelerator: Accelerat
     return seconds[0] / (60 * config.minutes)
 
 
+def share_statistics(model: nn.Module, device: torch.device) -> nn.Module:
+    """Let every BatchNorm see the batches of all processes; torch's own layer for that works on GPUs only."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__ = SharedBatchNorm
+    return model
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """BatchNorm whose mean and variance are those of all processes' batches, which must be of one size."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        if not self.training:
+            return super().forward(x)
+        processes = distributed.get_world_size()
+        mean = all_reduce(x.mean((0, 2, 3))) / processes
+        centred = x - mean[:, None, None]
+        variance = all_reduce(centred.square().mean((0, 2, 3))) / processes
+        with torch.no_grad():
+            count = processes * x.numel() / x.shape[1]
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return centred * scale[:, None, None] + self.bias[:, None, None]
+
+
 def _average(averaged: list[Tensor], current: list[Tensor], number: Tensor, *, decay: float) -> None:
+    if not averaged[0].is_floating_point():  # BatchNorm's counters
+        torch._foreach_copy_(averaged, current)
+        return
     # The first steps' weights say nothing; the average is short at first.
     decay = min(decay, (1 + int(number)) / (10 + int(number)))
     torch._foreach_lerp_(averaged, current, 1 - decay)

@@ -99,7 +99,7 @@ def test_data_sets_may_be_split_or_not(tmp_path):
     assert [p.stem for p in find_clips(tmp_path / "val", "test")] == ["val"]
     with pytest.raises(ValueError, match="holds no clips"):
         find_clips(tmp_path)
-    with pytest.raises(ValueError, match="no such folder"):
+    with pytest.raises(ValueError, match="no such film or folder"):
         find_clips(tmp_path / "missing")
     with pytest.raises(ValueError, match="expected a folder"):
         find_clips(tmp_path / "val" / "val.mp4")

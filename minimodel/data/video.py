@@ -144,13 +144,15 @@ class Clip:
 
 
 def find_clips(root: str | Path, split: str | None = None) -> list[Path]:
-    """The clips of a data set. ``split`` "train" looks into train/, "test" into test/ or val/, and either into the
-    folder itself where it isn't split."""
+    """The clips of a data set: a folder of them, or one film. ``split`` "train" looks into train/, "test" into test/ or
+    val/, and either into the folder itself where it isn't split."""
     root = Path(root)
     if not root.exists():
-        raise ValueError(f"{root}: no such folder")
+        raise ValueError(f"{root}: no such film or folder of clips")
+    if root.is_file() and root.suffix.lower() in VIDEOS:
+        return [root]
     if not root.is_dir():
-        raise ValueError(f"{root}: expected a folder of clips")
+        raise ValueError(f"{root}: expected a film ({', '.join(VIDEOS)}) or a folder of clips")
     folders = {"train": ["train"], "test": ["test", "val"], None: []}[split]
     root = next((root / name for name in folders if (root / name).is_dir()), root)
     clips = [
