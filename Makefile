@@ -2,15 +2,20 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test clean
 
+# A photo moves like a film of the same person, so that the right answer is known, and the result can be measured.
 demo: .venv/ready
-	$(BIN)/minimodel animate --source data_samples/ada.png --driving data_samples/ada.mp4 --weights tiny --output runs/demo.mp4
+	$(BIN)/minimodel evaluate --weights tiny --data data_samples/ada.mp4
+	$(BIN)/minimodel animate --weights tiny --source data_samples/ada.png --driving data_samples/ada.mp4 \
+		--side-by-side --output runs/demo.mp4
 
+# The notebooks are executed, and must give what they show. One of them trains, here for some seconds only.
 test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest -q
+	MINIMODEL_MINUTES=0.2 $(BIN)/pytest -q --nbval --nbval-current-env notebooks
 
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv

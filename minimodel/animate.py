@@ -43,7 +43,7 @@ def animate(config: AnimateConfig, *, batch: int = 8) -> Path:
     """Write the film and return its path."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = AnimationModel.load(config.weights).to(device)
-    size = config.size or model.config.image_size
+    size = model.config.image_size if config.size is None else config.size
     model.check_size(size, size)
     source = fit(read_image(config.source)[None], size).to(device)
     clip = Clip(config.driving)

@@ -33,7 +33,7 @@ class EvaluateConfig:
     weights: str = "tiny"
     """Name of shipped weights, or a .safetensors file."""
     data: tuple[str, ...] = ("synthetic",)
-    """"synthetic" for the frozen benchmark, or folders of clips."""
+    """"synthetic" for the frozen benchmark, folders of clips, or films."""
     size: int | None = None
     """Side of the frames in pixels; that of the weights' preset unless given."""
     output: Path | None = None
@@ -44,8 +44,12 @@ def run(config: EvaluateConfig) -> dict[str, "Scores"]:
     """Print a table for each data set and return the scores."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = AnimationModel.load(config.weights).to(device)
-    size = config.size or model.config.image_size
+    size = model.config.image_size if config.size is None else config.size
     model.check_size(size, size)
+    if config.output is not None:  # what can't be written should be known before minutes of work
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+        if config.output.is_dir():
+            raise ValueError(f"{config.output}: is a directory, expected the name of a file to write")
     features = load_features().to(device)
     scores = {}
     for name in config.data:

@@ -6,7 +6,6 @@ Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
 
 import warnings
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
@@ -114,23 +113,23 @@ def load_features(name: str = "faces") -> nn.Module:
     with a warning, where they can't be had. Anything else is the path of a file with torchvision's VGG-19 weights.
     """
     if name == "faces":
-        network, source = FaceFeatures(), "faces"
+        network = FaceFeatures()
         network.load_state_dict(load_file(WEIGHTS / "features.safetensors"))
     else:
-        network, source = VGG19(), name
+        if name != "vgg19" and not Path(name).is_file():
+            raise ValueError(f"features {name!r}: expected 'faces', 'vgg19' or a file with VGG-19 weights")
+        network = VGG19()
+        options = dict(map_location="cpu", weights_only=True)
         try:
             if name == "vgg19":
-                state = torch.hub.load_state_dict_from_url(
-                    VGG19_URL, map_location="cpu", check_hash=True, weights_only=True
-                )
-            elif Path(name).is_file():
-                state = torch.load(name, map_location="cpu", weights_only=True)
+                state = torch.hub.load_state_dict_from_url(VGG19_URL, check_hash=True, **options)
             else:
-                raise ValueError(f"features {name!r}: expected 'faces', 'vgg19' or a file with VGG-19 weights")
-        except (URLError, OSError, RuntimeError) as error:
+                state = torch.load(name, **options)
+            network.load_state_dict({key: state[key] for key in network.state_dict()})
+        except Exception as error:  # torch raises many kinds
+            if name != "vgg19":
+                raise ValueError(f"{name}: not a file with VGG-19's weights ({type(error).__name__})") from error
             warnings.warn(f"no VGG-19 weights ({error}): the shipped face features are used instead", stacklevel=2)
             return load_features("faces")
-        needed = network.state_dict()
-        network.load_state_dict({key: value for key, value in state.items() if key in needed})
-    network.source = source
+    network.source = name
     return network.eval().requires_grad_(False)

@@ -18,9 +18,8 @@ class GatedUNet(nn.Module):
     last one is as large as the image.
     """
 
-    def __init__(self, *, base: int, levels: int, maximum: int, outer_kernel: int, norm: str, blend: bool = True):
+    def __init__(self, *, base: int, levels: int, maximum: int, outer_kernel: int, norm: str):
         super().__init__()
-        self.blend = blend
         widths = [min(maximum, base * 2**level) for level in range(levels + 1)]
         self.first = ConvBlock(3, base, kernel=outer_kernel, norm=norm)
         self.down = nn.ModuleList(DownBlock(widths[i], widths[i + 1], norm=norm) for i in range(levels))
@@ -37,26 +36,13 @@ class GatedUNet(nn.Module):
         return features[::-1]
 
     def forward(
-        self,
-        features: list[Tensor],
-        flows: list[Tensor],
-        occlusions: list[Tensor],
-        warped_source: Float[Tensor, "b 3 height width"],
+        self, features: list[Tensor], flows: list[Tensor], occlusions: list[Tensor]
     ) -> Float[Tensor, "b 3 height width"]:
-        """Eq. 9-10; ``flows`` (normalised) and ``occlusions`` (logits) have the features' sizes, coarsest first.
-
-        With ``blend`` the picture is gated like every scale below it: the ``warped_source`` where it can be trusted,
-        the painted picture elsewhere. The paper doesn't say so, but its published code does it, and still backgrounds
-        stay sharp from the first minutes of training.
-        """
+        """Eq. 9-10; ``flows`` (normalised) and ``occlusions`` (logits) have the features' sizes, coarsest first."""
         x = warp(features[0], flows[0]) * torch.sigmoid(occlusions[0])
         for feature, flow, occlusion, residual, up in zip(
             features[1:], flows[1:], occlusions[1:], self.residual, self.up, strict=True
         ):
             visible = torch.sigmoid(occlusion)
             x = warp(feature, flow) * visible + up(residual(x)) * (1 - visible)
-        painted = torch.sigmoid(self.last(x).float())
-        if not self.blend:
-            return painted
-        visible = torch.sigmoid(occlusions[-1])
-        return warped_source * visible + painted * (1 - visible)
+        return torch.sigmoid(self.last(x).float())

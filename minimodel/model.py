@@ -68,7 +68,7 @@ class Config:
     update_occlusion: bool = True
     warped_source: bool = True
     unet: HourglassSizes = HourglassSizes(64, 5, 512)
-    blend: bool = True  # the generator's last step; False is Eq. 9-10 to the letter
+    blend: bool = True  # show the warped source itself where it can be trusted; False is Eq. 9-10 to the letter
 
     @classmethod
     def from_json(cls, text: str) -> "Config":
@@ -136,9 +136,11 @@ class SourceState:
 @dataclass
 class Output:
     """A rendered frame with every stage on the way to it: ``flows`` and ``occlusions`` (logits) list the coarse stage
-    first, then one of each scale; ``correlation`` is there when the model refines."""
+    first, then one of each scale; ``painted`` is what the generator made, before the last step that blends it with
+    ``warped_source`` (without ``Config.blend`` it is the image); ``correlation`` is there when the model refines."""
 
     image: Float[Tensor, "b 3 h w"]
+    painted: Float[Tensor, "b 3 h w"]
     flows: list[Tensor]
     occlusions: list[Tensor]
     warped_source: Float[Tensor, "b 3 h w"]
@@ -239,8 +241,7 @@ class AnimationModel(nn.Module):
         self.config = config
         self.prior = {"affine": AffinePrior, "none": NoPrior}[config.prior](config)
         sizes = dataclasses.asdict(config.unet)
-        outer = dict(outer_kernel=config.head_kernel, norm=config.norm, blend=config.blend)
-        self.generator = GatedUNet(**sizes, **outer)
+        self.generator = GatedUNet(**sizes, outer_kernel=config.head_kernel, norm=config.norm)
         self.structure = self.refiner = None
         if config.refine:
             self.structure = StructureCorrelation(config)
@@ -307,9 +308,16 @@ class AnimationModel(nn.Module):
             occlusions = [resize_flow(coarse.occlusion, size) for size in sizes]
         else:
             flows, occlusions = self.refiner(coarse, correlation, source.context, sizes)
+        image = painted = self.generator(source.features, flows, occlusions)
         warped_source = warp(source.image, flows[-1])
+        if self.config.blend:
+            # The gate of Eq. 10 once more. The paper doesn't have this step, its published code does. Without it the
+            # first hours of training give blurred faces on blurred backgrounds.
+            visible = torch.sigmoid(occlusions[-1])
+            image = warped_source * visible + painted * (1 - visible)
         return Output(
-            image=self.generator(source.features, flows, occlusions, warped_source),
+            image=image,
+            painted=painted,
             flows=[coarse.flow, *flows],
             occlusions=[coarse.occlusion, *occlusions],
             warped_source=warped_source,

@@ -43,6 +43,13 @@ class PrepareConfig:
 
 def prepare(config: PrepareConfig) -> list[Path]:
     """Write the clips and return their paths; videos without a face are skipped, with a line that says so."""
+    check_size(config.size)
+    if config.fps < 1:
+        raise ValueError(f"fps is {config.fps}: expected at least 1")
+    if config.seconds * config.fps < 2:
+        raise ValueError(f"seconds is {config.seconds}: a clip needs at least two frames")
+    if config.box is not None and config.box[2] < 1:
+        raise ValueError(f"box has a side of {config.box[2]} pixels: expected left, top and a side of at least 1")
     files = []
     for path in config.videos:
         if not path.exists():
@@ -50,11 +57,12 @@ def prepare(config: PrepareConfig) -> list[Path]:
         files += sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEOS) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{config.videos[0]}: holds no videos")
+    clips = [Clip(file) for file in files]  # before anything is written: one of them may be no video
     config.output.mkdir(parents=True, exist_ok=True)
     cascade = None if config.box else Cascade(lbp_frontal_face_cascade_filename())
     written = []
-    for file in tqdm(files, unit=" videos"):
-        for number, frames in enumerate(pieces(Clip(file), config)):
+    for file, clip in zip(tqdm(files, unit=" videos"), clips, strict=True):
+        for number, frames in enumerate(pieces(clip, config)):
             box = config.box or find_face(frames, cascade)
             name = f"{file.stem}-{number:03d}.mp4"
             if box is None:
@@ -65,6 +73,12 @@ def prepare(config: PrepareConfig) -> list[Path]:
                     film.write(crop(frame, box, config.size))
             written.append(config.output / name)
     return written
+
+
+def check_size(size: int) -> None:
+    """Films have even sides, and faces want some pixels."""
+    if size < 16 or size % 2:
+        raise ValueError(f"size is {size}: expected an even number, at least 16")
 
 
 def pieces(clip: Clip, config: PrepareConfig):
@@ -143,8 +157,13 @@ def synthesize(config: SynthesizeConfig) -> list[Path]:
     frames ``flow_frames`` the backward flow to frame 0, ``flow`` (N, 2, H, W), and ``visible`` (N, H, W), where frame 0
     shows what the frame shows.
     """
-    config.output.mkdir(parents=True, exist_ok=True)
+    check_size(config.size)
+    if config.clips < 1:
+        raise ValueError(f"clips is {config.clips}: expected at least 1")
     frames = round(config.seconds * FPS)
+    if frames <= TRUTH_EVERY:
+        raise ValueError(f"seconds is {config.seconds}: expected more than {TRUTH_EVERY / FPS}")
+    config.output.mkdir(parents=True, exist_ok=True)
     identities = synthetic.sample_identities(config.clips, config.seed)
     written = []
     for number in tqdm(range(config.clips), unit=" clips"):

@@ -1,6 +1,7 @@
 """Pictures of pictures, flows and masks: everything the notebooks and the training strips draw with."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -9,6 +10,7 @@ import matplotlib.pyplot as plt
 import torch
 from einops import rearrange
 from jaxtyping import Float
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from minimodel.warping import resize_flow, to_pixels
@@ -30,7 +32,7 @@ def heat(values: Float[Tensor, "b 1 h w"], *, largest: float = 1.0) -> Float[Ten
     return torch.from_numpy(colours[..., :3]).float().permute(0, 3, 1, 2)
 
 
-def grid(rows: list[Float[Tensor, "b c h w"]], *, size: int | None = None, gap: int = 2) -> Float[Tensor, "3 h w"]:
+def grid(rows: list[Float[Tensor, "_b _c _h _w"]], *, size: int | None = None, gap: int = 2) -> Float[Tensor, "3 h w"]:
     """One row of pictures for each batch, with white lines between; pictures are brought to ``size`` (by repeating
     pixels where they grow, so that small pictures stay honest)."""
     size = size or max(row.shape[-1] for row in rows)
@@ -44,8 +46,8 @@ def grid(rows: list[Float[Tensor, "b c h w"]], *, size: int | None = None, gap: 
     return torch.cat(tiles, dim=1)
 
 
-def pictures(rows: dict[str, Tensor], *, columns: list[str] | None = None, side: float = 1.5) -> None:
-    """Draw rows of pictures (N, 3 or 1, H, W), each with its name, pixels left square; ``side`` is in inches."""
+def draw_pictures(rows: dict[str, Tensor], *, columns: list[str] | None = None, side: float = 1.5) -> Figure:
+    """Rows of pictures (N, 3 or 1, H, W), each with its name, pixels left square; ``side`` is in inches."""
     count = max(len(row) for row in rows.values())
     figure, axes = plt.subplots(len(rows), count, figsize=(side * count, side * len(rows)), squeeze=False)
     for line, (name, row) in zip(axes, rows.items(), strict=True):
@@ -60,7 +62,38 @@ def pictures(rows: dict[str, Tensor], *, columns: list[str] | None = None, side:
     for axis, title in zip(axes[0], columns or []):
         axis.set_title(title, fontsize=9)
     figure.tight_layout(pad=0.3)
+    return figure
+
+
+def pictures(rows: dict[str, Tensor], *, columns: list[str] | None = None, side: float = 1.5) -> None:
+    """`draw_pictures`, shown."""
+    draw_pictures(rows, columns=columns, side=side)
     plt.show()
+
+
+def playground(draw: Callable[..., Figure], **widgets):
+    """Widgets above the figure that ``draw`` makes of their values, and makes again whenever one of them is moved.
+
+    The figure is a picture widget, not output of the cell: that is quicker, and what captures the output of widgets
+    differs between notebooks, tests and static pages.
+    """
+    from ipywidgets import Image, VBox
+
+    picture = Image()
+
+    def redraw(_=None) -> None:
+        figure, file = draw(**{name: widget.value for name, widget in widgets.items()}), io.BytesIO()
+        figure.savefig(file, format="png", bbox_inches="tight")
+        plt.close(figure)
+        picture.value = file.getvalue()
+
+    for name, widget in widgets.items():
+        widget.description = name
+        if hasattr(widget, "continuous_update"):
+            widget.continuous_update = False
+        widget.observe(redraw, "value")
+    redraw()
+    return VBox([*widgets.values(), picture])
 
 
 def dots(axis, points: Float[Tensor, "k 2"], size: tuple[int, int], **style) -> None:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_reduce
@@ -92,9 +93,14 @@ class TrainConfig:
     """Processes that prepare data; worth it beside a GPU."""
     loss: Weights = dataclasses.field(default_factory=Weights)
 
-    def __post_init__(self):
+    def check(self) -> None:
+        """Raise a ValueError for settings that can't be."""
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("give either --steps or --minutes: how long to train")
+        for name in ("steps", "minutes", "batch", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}: expected more than 0")
 
 
 class SyntheticPairs:
@@ -131,7 +137,7 @@ class PairStream(Dataset):
         self.config, self.size, self.device, self.share = config, size, device, share
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(self.config.seed * 2**32 + step)
+        generator = step_generator(self.config.seed, step)
         batch = self.config.batch
         transform = random_transforms(batch, generator)
         drawn = [source.draw(batch, generator) for source in self.sources]
@@ -144,6 +150,11 @@ class PairStream(Dataset):
             frames[:, slots] = torch.stack(source.load(drawn[number], mine[slots] // len(self.sources), self.device))
         numbers = dict(control=transform.control, weights=transform.weights, affine=transform.affine)
         return dict(source=frames[0], driving=frames[1]) | {k: v[mine].to(self.device) for k, v in numbers.items()}
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """What is random in one step. A generator takes 32 bits, so each seed's steps begin at another place in them."""
+    return torch.Generator().manual_seed((seed * 2_654_435_761 + step) % 2**32)
 
 
 class TrainingStep(nn.Module):
@@ -163,6 +174,10 @@ class TrainingStep(nn.Module):
             "perceptual": self.weights.perceptual * losses.perceptual_loss(self.features, output.image, driving),
             "points": self.weights.points * losses.equivariance_points(motion.points, moved.points, transform),
         }
+        if self.model.config.blend:
+            # Or the generator would hardly learn wherever the gate trusts the warped source, which soon is everywhere.
+            painted = losses.perceptual_loss(self.features, output.painted, driving)
+            terms["painted"] = self.weights.perceptual * painted
         if motion.affine is not None:
             difference = losses.equivariance_affine(motion.affine, moved.affine, moved.points, transform)
             terms["affine"] = self.weights.affine * difference
@@ -179,6 +194,7 @@ def train(config: TrainConfig, **sizes) -> AnimationModel:
     ``sizes`` are fields of `minimodel.model.Config` that differ from the preset's. Returns the finished model, whose
     weights are then in ``output/model.safetensors``; metrics are in metrics.jsonl, pictures in pictures/.
     """
+    config.check()
     accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
     if config.batch % accelerator.num_processes:
         raise ValueError(f"batch {config.batch} can't be shared evenly by {accelerator.num_processes} processes")
@@ -214,21 +230,29 @@ def train(config: TrainConfig, **sizes) -> AnimationModel:
     batches = iter(DataLoader(stream, batch_size=None, sampler=range(state.step, 2**31), num_workers=config.workers))
     looked = state.seconds
     progress = agreed_progress(config, state, accelerator)
+    if progress >= 1:  # a run that is done; it may have been killed between its last two files
+        if log is not None:
+            checkpoint()
+        return average.module.eval()
     while progress < 1:
         began = time.perf_counter()
         batch = {name: value.to(accelerator.device) for name, value in next(batches).items()}
         waited = time.perf_counter() - began
         for group in optimizer.param_groups:
             group["lr"] = rate * 0.1 ** sum(progress >= milestone for milestone in MILESTONES)
+        statistics = [buffer.clone() for buffer in model.buffers()]
         terms = step_module(batch)
         loss = sum(terms.values())
-        optimizer.zero_grad()
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT, norm_type=torch.inf)
         # Means over processes, so that all of them see the same numbers, and stop together.
-        values = torch.stack([loss, *terms.values(), norm]).detach().float()
-        values = accelerator.reduce(values, "mean").tolist()
-        if not math.isfinite(sum(values)):
+        values = accelerator.reduce(torch.stack([loss, *terms.values()]).detach().float(), "mean").tolist()
+        norm = math.nan
+        if math.isfinite(values[0]):  # the backward pass of sampling would crash on a flow that isn't
+            optimizer.zero_grad()
+            accelerator.backward(loss)
+            norm = accelerator.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT, norm_type=torch.inf).item()
+        if not math.isfinite(norm):
+            for buffer, before in zip(model.buffers(), statistics, strict=True):
+                buffer.copy_(before)
             if log is not None:
                 checkpoint()
             raise TrainingStopped(
@@ -242,7 +266,7 @@ def train(config: TrainConfig, **sizes) -> AnimationModel:
         state.seconds += took
         progress = agreed_progress(config, state, accelerator)
         if log is not None:
-            numbers = dict(zip(["loss", *terms, "gradient"], values))
+            numbers = dict(zip(["loss", *terms, "gradient"], [*values, norm], strict=True))
             log(state, "train", **numbers, pairs_per_second=config.batch / took, data_share=waited / took)
             log.bar(state, progress, values[0], config.batch / took)
         if progress < 1 and state.seconds - looked >= 60 * config.evaluate_minutes:
@@ -276,8 +300,8 @@ def train_features(config: FeaturesConfig) -> dict[str, float]:
     network = FaceTasks(features, len(synthetic.PARTS)).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
 
-    def faces(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        faces = synthetic.Faces.sample(batch, seed).to(device)
+    def faces(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        faces = synthetic.Faces.sample(batch, generator).to(device)
         landmarks = from_pixels(synthetic.landmarks(faces, size), (size, size))
         return synthetic.render(faces, size), synthetic.parsing(faces, size // 2), landmarks
 
@@ -286,7 +310,7 @@ def train_features(config: FeaturesConfig) -> dict[str, float]:
     while (progress := (time.perf_counter() - began) / (60 * config.minutes)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * (1 + math.cos(math.pi * progress)) / 2
-        image, parsing, landmarks = faces(seed * 2**32 + step + 1000)
+        image, parsing, landmarks = faces(step_generator(seed, step + 1000))
         logits, points = network(colour_noise(image, torch.Generator().manual_seed(step)))
         terms = F.cross_entropy(logits, parsing), 20 * F.l1_loss(points, landmarks)
         optimizer.zero_grad()
@@ -299,14 +323,14 @@ def train_features(config: FeaturesConfig) -> dict[str, float]:
     sizes, right, error = torch.zeros(len(features.widths), device=device), [], []
     with torch.no_grad():
         for number in range(10):
-            image, parsing, landmarks = faces(number)
+            image, parsing, landmarks = faces(step_generator(seed, number))
             logits, points = network(image)
             sizes += torch.stack([layer.abs().mean() for layer in features(image)[1:]]) / 10
             right.append((logits.argmax(1) == parsing).float().mean().item())
             error.append((points - landmarks).norm(dim=-1).mean().item() * size / 2)
     features.scale.copy_(sizes)
     save_file({name: value.contiguous() for name, value in features.cpu().state_dict().items()}, config.output)
-    scores = {"steps": step, "parsing accuracy": sum(right) / 10, "landmark error (px)": sum(error) / 10}
+    scores = {"parsing accuracy": sum(right) / 10, "landmark error (px)": sum(error) / 10}
     print(scores)
     return scores
 
@@ -390,6 +414,8 @@ def save_checkpoint(
         try:
             write(unfinished)
             os.replace(unfinished, output / name)
+        except (RuntimeError, SafetensorError) as error:  # how they say that a disk is full
+            raise OSError(f"{output / name}: can't be written ({str(error).splitlines()[0]})") from error
         finally:
             unfinished.unlink(missing_ok=True)
 
@@ -426,7 +452,8 @@ class Log:
         self.path = output / "metrics.jsonl"
         # What a killed run logged after its checkpoint will be done, and logged, again.
         old = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in old if json.loads(line)["step"] <= state.step]
+        whole = (line for line in old if line.endswith("}"))
+        kept = [line for line in whole if json.loads(line)["step"] <= state.step]
         self.path.write_text("".join(f"{line}\n" for line in kept))
         try:
             from torch.utils.tensorboard import SummaryWriter

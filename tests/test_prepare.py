@@ -3,8 +3,10 @@ import pytest
 import torch
 from skimage import data
 
-from minimodel.data.video import Clip, VideoWriter
-from minimodel.prepare import PrepareConfig, crop, prepare
+from minimodel.data import synthetic
+from minimodel.data.video import Clip, VideoWriter, read_image
+from minimodel.prepare import PrepareConfig, SynthesizeConfig, crop, prepare, synthesize
+from minimodel.warping import warp
 
 
 def face_film(path, count=30, fps=25, shift=0):
@@ -77,3 +79,69 @@ def test_wrong_input_is_named(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros(1))
     with pytest.raises(ValueError, match="not a video"):
         prepare(PrepareConfig((tmp_path / "x.npy",), tmp_path / "out"))
+
+
+# Embedded faces
+
+
+def test_clips_of_embedded_faces_and_their_truth(tmp_path):
+    made = synthesize(SynthesizeConfig(tmp_path / "out", clips=2, size=64, seconds=0.5, seed=3))
+    assert made == [tmp_path / "out" / "ada.mp4", tmp_path / "out" / "ben.mp4"]
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".mp4", ".png", ".npz"}
+    identities, films = synthetic.sample_identities(2, 3), []
+    for number, path in enumerate(made):
+        faces = synthetic.Faces(identities[number], synthetic.animate_states(12, 3000 + number))
+        clip = Clip(path)
+        frames = torch.stack([frame for _, frame in clip.decode()]).float() / 255
+        films.append(frames)
+        assert frames.shape == (12, 3, 64, 64) and clip.fps == 25
+        assert max(b - a for a, b in zip([*clip.keys, 12], [*clip.keys[1:], 12])) <= 8  # quick to read at random
+        # What the film shows are these faces; the picture is its first frame, without the film's losses.
+        assert (frames - synthetic.render(faces, 64)).abs().mean() < 0.02
+        assert (read_image(path.with_suffix(".png")) - synthetic.render(faces[:1], 64)[0]).abs().max() < 0.51 / 255
+        with np.load(path.with_suffix(".npz")) as truth:  # without pickles
+            assert torch.equal(torch.from_numpy(truth["landmarks"]), synthetic.landmarks(faces, 64))
+            assert torch.equal(torch.from_numpy(truth["parsing"]).long(), synthetic.parsing(faces, 64))
+            assert tuple(truth["parts"]) == synthetic.PARTS
+            assert truth["landmarks"].dtype == np.float32 and truth["parsing"].dtype == np.uint8
+            kept = truth["flow_frames"].tolist()
+            flow = torch.from_numpy(truth["flow"]).float() / 32
+            visible = torch.from_numpy(truth["visible"])[:, None]
+        assert kept == [5, 10] and flow.shape == (2, 2, 64, 64) and visible.dtype == torch.bool
+        warped = warp(frames[:1].expand(2, -1, -1, -1), flow)
+        wrong = [((x - frames[kept]).abs() * visible).sum() / visible.sum() / 3 for x in (warped, frames[:1])]
+        assert wrong[0] < 0.03 and wrong[0] < 0.8 * wrong[1]
+    assert (films[0] - films[1]).abs().mean() > 0.1  # two people
+
+
+def test_a_seed_means_the_same_clips(tmp_path):
+    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+        synthesize(SynthesizeConfig(tmp_path / name, clips=1, size=32, seconds=0.24, seed=seed))
+    one, again, other = (tmp_path / name / "ada.png" for name in ("one", "again", "other"))
+    assert one.read_bytes() == again.read_bytes() != other.read_bytes()
+    one, again, other = (path.with_suffix(".mp4").read_bytes() for path in (one, again, other))
+    assert one == again != other
+
+
+def test_many_clips_have_numbers_for_names(tmp_path, monkeypatch):
+    monkeypatch.setattr("minimodel.prepare.NAMES", ("ada",))
+    made = synthesize(SynthesizeConfig(tmp_path, clips=2, size=16, seconds=0.24))
+    assert [path.name for path in made] == ["00000.mp4", "00001.mp4"]
+
+
+@pytest.mark.parametrize("options, message", [(dict(clips=0), "clips is 0"), (dict(size=4), "size is 4: expected an")])
+def test_faces_that_cannot_be_drawn_are_named(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        synthesize(SynthesizeConfig(tmp_path, **dict(clips=1, size=16, seconds=0.24) | options))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [dict(size=33), dict(seconds=0.04), dict(seconds=0.2)])
+def test_odd_sizes_and_very_short_clips_work_or_are_named(tmp_path, options):
+    try:
+        (made,) = synthesize(SynthesizeConfig(tmp_path, **dict(clips=1, size=16, seconds=0.24) | options))
+    except ValueError as error:
+        assert any(name in str(error) for name in options)
+        assert not list(tmp_path.iterdir())
+        return
+    assert len(Clip(made)) == round(25 * options.get("seconds", 0.24)) and made.with_suffix(".npz").exists()

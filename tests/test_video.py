@@ -101,8 +101,10 @@ def test_data_sets_may_be_split_or_not(tmp_path):
         find_clips(tmp_path)
     with pytest.raises(ValueError, match="no such film or folder"):
         find_clips(tmp_path / "missing")
-    with pytest.raises(ValueError, match="expected a folder"):
-        find_clips(tmp_path / "val" / "val.mp4")
+    assert find_clips(tmp_path / "val" / "val.mp4") == [tmp_path / "val" / "val.mp4"]
+    (tmp_path / "notes.txt").write_text("no film")
+    with pytest.raises(ValueError, match="expected a film"):
+        find_clips(tmp_path / "notes.txt")
 
 
 def test_pairs_come_from_one_clip_and_two_frames_and_repeat_with_the_seed(tmp_path):

@@ -35,7 +35,8 @@ def read_image(path: str | Path) -> Float[Tensor, "3 h w"]:
     if path.is_dir():
         raise ValueError(f"{path}: is a directory, expected a picture")
     try:
-        array = iio.imread(path, **({"rotate": True} if path.suffix.lower() in (".jpg", ".jpeg", ".png") else {}))
+        usual = path.suffix.lower() in (".jpg", ".jpeg", ".png")
+        array = iio.imread(path, plugin="pillow", rotate=True) if usual else iio.imread(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as error:  # the reading libraries raise many kinds
@@ -357,7 +358,8 @@ class VideoWriter:
                     raise ValueError(f"{self.path}: not written, there was no frame to write")
                 if self.pictures:
                     duration = 1000 / float(self.fps)
-                    iio.imwrite(self.unfinished, self.pictures, extension=".gif", duration=duration, loop=0)
+                    film = iio.imwrite("<bytes>", self.pictures, extension=".gif", duration=duration, loop=0)
+                    self.unfinished.write_bytes(film)
                 if self.container is not None:
                     self.container.mux(self.stream.encode())
             if self.container is not None:

@@ -1,0 +1,70 @@
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from minimodel import bench as module
+from minimodel.bench import BenchConfig, bench, convolution_speed, measure, multiply_adds, shares, stages, timed
+from minimodel.model import AnimationModel
+
+
+def test_multiply_adds_of_what_is_known():
+    convolution = nn.Conv2d(3, 8, 5, padding=2, stride=2)
+    assert multiply_adds(lambda: convolution(torch.rand(2, 3, 16, 24))) == 2 * 8 * 8 * 12 * 3 * 25
+    grouped = nn.Conv2d(8, 8, 3, groups=4)
+    assert multiply_adds(lambda: grouped(torch.rand(1, 8, 10, 10))) == 8 * 8 * 8 * 2 * 9
+    assert multiply_adds(lambda: torch.rand(5, 7) @ torch.rand(7, 11)) == 5 * 7 * 11
+    assert multiply_adds(lambda: None) == 0
+
+
+def test_the_speed_of_convolutions_is_their_work_over_the_best_time(monkeypatch):
+    assert convolution_speed(torch.device("cpu")) > 1e8
+    # By a clock that runs one second, then two, then three ... between looks.
+    ticks = iter(range(100))
+    monkeypatch.setattr(module, "now", lambda: (lambda n: n * (n + 1) / 2)(next(ticks)))
+    assert convolution_speed(torch.device("cpu")) == pytest.approx(4 * 128 * 64 * 64 * 128 * 9)
+
+
+@pytest.mark.parametrize("system", ["mrfa", "fomm", "npmr"])
+def test_the_bench_runs_and_its_stages_do_not_overlap(system, capsys):
+    results = bench(BenchConfig(presets=("tiny",), system=system, repeats=1))
+    numbers = results["tiny"]
+    assert results.keys() == {"tiny"} and all(value > 0 for value in numbers.values())
+    assert numbers["pair"] > numbers["frame"] and 1e7 < numbers["work"] < 1e10
+    printed = capsys.readouterr().out
+    assert f"tiny, {system}, 64 x 64" in printed and ("refinement" in printed) == (system != "fomm")
+    torch.manual_seed(0)
+    model = AnimationModel.from_preset("tiny", system=system).eval()
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        total, spent = measure(model, lambda: model(image, image), 3)
+    expected = {"keypoints", "source features", "generator"}
+    expected |= set() if system == "npmr" else {"coarse flow"}
+    expected |= set() if system == "fomm" else {"structure", "projection", "refinement"}
+    assert spent.keys() == expected
+    assert 0.3 * total < sum(spent.values()) <= 1.05 * total
+
+
+def test_no_module_is_counted_twice():
+    for system in ("mrfa", "fomm", "npmr"):
+        model = AnimationModel.from_preset("tiny", system=system)
+        # The generator's and the refiner's own forward don't run the modules named beside them.
+        groups = {name: found for name, found in stages(model).items() if name not in ("generator", "refinement")}
+        inside = [module for found in groups.values() for one in found for module in one.modules()]
+        assert len(inside) == len(set(inside))
+
+
+def test_measure_takes_the_median_and_leaves_no_hooks(monkeypatch):
+    model = AnimationModel.from_preset("tiny", system="fomm").eval()
+    waits = iter([0.2, 0.05, 0.0, 0.1])
+    total, spent = measure(model, lambda: time.sleep(next(waits)), 3)
+    assert 0.05 <= total < 0.1 and spent == {}
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+    with timed(model) as spent, torch.inference_mode():
+        model.prior.detector(torch.rand(1, 3, 64, 64))
+    assert spent.keys() == {"keypoints"} and spent["keypoints"] > 0
+
+
+def test_shares_are_told_largest_first_with_the_rest():
+    assert shares({"a": 0.2, "b": 0.5}, 1.0) == "b 50%, a 20%, rest 30%"

@@ -1,0 +1,241 @@
+"""Bad input ends in one line and exit code 2, and nothing is lost or half-written."""
+
+import pickle
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+
+from minimodel import __main__ as commands
+from minimodel.__main__ import main
+from minimodel.data.video import Clip, VideoWriter
+from minimodel.model import AnimationModel
+
+
+class Malicious:
+    """Unpickling this writes a file."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("executed").absolute(),)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    torch.manual_seed(0)
+    AnimationModel.from_preset("tiny").save(folder / "model.safetensors")
+    iio.imwrite(folder / "photo.png", np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    (folder / "clips").mkdir()
+    with VideoWriter(folder / "clips" / "a.mp4") as film:
+        for _ in range(4):
+            film.write(torch.rand(3, 64, 64))
+    whole = (folder / "clips" / "a.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "cut.safetensors").write_bytes(weights[:-100])
+    (folder / "text.mp4").write_text("no film")
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "file").write_text("precious")
+    (folder / "nothing").mkdir()
+    (folder / "texts").mkdir()
+    (folder / "texts" / "a.mp4").write_text("no film")
+    return folder
+
+
+@pytest.fixture
+def place(prepared, tmp_path, monkeypatch):
+    """A folder with files good and bad, in which commands are given."""
+    folder = tmp_path / "place"
+    shutil.copytree(prepared, folder)
+    monkeypatch.chdir(folder)
+    Path("pickle.pt").write_bytes(pickle.dumps(Malicious()))
+    return folder
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def complaints(text):
+    """Lines of the error stream that aren't the bar which long work shows."""
+    return [line for line in re.split(r"[\r\n]+", text) if line.strip() and not re.search(r"\d+%\|", line)]
+
+
+ANIMATE = dict(source="photo.png", driving="clips/a.mp4", output="out.mp4", weights="model.safetensors")
+EVALUATE = dict(weights="model.safetensors", data="clips", output="out.json")
+PREPARE = dict(videos="clips", output="out")
+SYNTHESIZE = dict(output="out", clips="1", seconds="0.24")
+TRAIN = dict(output="out", data="clips", steps="1", batch="2")
+
+
+def words(command, usual, options):
+    return [command, *(word for name, value in (usual | options).items() for word in (f"--{name}", *value.split()))]
+
+
+CASES = [
+    # animate
+    ("animate", ANIMATE, dict(source="nobody.png"), "nobody.png: no such file"),
+    ("animate", ANIMATE, dict(source="clips"), "clips: is a directory, expected a picture"),
+    ("animate", ANIMATE, dict(source="file"), "file: not a picture"),
+    ("animate", ANIMATE, dict(driving="missing.mp4"), "missing.mp4: no such file"),
+    ("animate", ANIMATE, dict(driving="nothing"), "nothing: "),
+    ("animate", ANIMATE, dict(driving="text.mp4"), "text.mp4: not a video"),
+    ("animate", ANIMATE, dict(driving="cut.mp4"), "cut.mp4: not a video"),
+    ("animate", ANIMATE, dict(driving="empty.mp4"), "empty.mp4: not a video"),
+    ("animate", ANIMATE, dict(weights="pickle.pt"), "pickle.pt: not a whole safetensors file"),
+    ("animate", ANIMATE, dict(weights="cut.safetensors"), "cut.safetensors: not a whole safetensors file"),
+    ("animate", ANIMATE, dict(weights="clips"), "clips: is a directory, expected a .safetensors file"),
+    ("animate", ANIMATE, dict(weights="huge"), "weights 'huge': no such file, and shipped are only ['tiny'"),
+    ("animate", ANIMATE, dict(size="100"), "multiples of 16; nearest heights are 96 or 112"),
+    ("animate", ANIMATE, dict(output="out.avi"), "out.avi: the name of the output must end in .mp4 or .gif"),
+    ("animate", ANIMATE, dict(output="file/out.mp4"), "file/out.mp4: can't be written"),
+    ("animate", ANIMATE, dict(output="/dev/full/out.mp4"), "/dev/full/out.mp4: can't be written"),
+    # evaluate
+    ("evaluate", EVALUATE, dict(data="missing"), "missing: no such"),
+    ("evaluate", EVALUATE, dict(data="file"), "file: expected a"),
+    ("evaluate", EVALUATE, dict(data="nothing"), "nothing: holds no clips"),
+    ("evaluate", EVALUATE, dict(data="texts"), "texts/a.mp4: not a video"),
+    ("evaluate", EVALUATE, dict(weights="pickle.pt"), "pickle.pt: not a whole safetensors file"),
+    ("evaluate", EVALUATE, dict(weights="huge"), "weights 'huge': no such file, and shipped are only ['tiny'"),
+    ("evaluate", EVALUATE, dict(size="0"), "image of 0 x 0 pixels: both sides must be multiples of 16"),
+    ("evaluate", EVALUATE, dict(size="50"), "multiples of 16; nearest heights are 48 or 64"),
+    ("evaluate", EVALUATE, dict(output="file/out.json"), "'file"),
+    ("evaluate", EVALUATE, dict(output="clips"), "clips"),
+    # prepare
+    ("prepare", PREPARE, dict(videos="missing.mp4"), "missing.mp4: no such file or folder"),
+    ("prepare", PREPARE, dict(videos="text.mp4"), "text.mp4: not a video"),
+    ("prepare", PREPARE, dict(videos="nothing"), "nothing: holds no videos"),
+    ("prepare", PREPARE, dict(output="file"), "'file'"),
+    ("prepare", PREPARE, dict(output="file/out"), "'file/out'"),
+    # synthesize
+    ("synthesize", SYNTHESIZE, dict(output="file"), "'file'"),
+    ("synthesize", SYNTHESIZE, dict(output="file/out"), "'file/out'"),
+    ("synthesize", SYNTHESIZE, dict(size="4"), "size is 4: expected an"),
+    ("synthesize", SYNTHESIZE, dict(clips="0"), "clips is 0: expected"),
+    # train
+    ("train", TRAIN, dict(preset="big"), "unknown preset 'big': there are tiny, small, paper"),
+    ("train", TRAIN, dict(system="x"), "unknown system 'x': there are fomm"),
+    ("train", TRAIN, dict(prior="x"), "unknown prior 'x': there are affine"),
+    ("train", TRAIN, dict(data="missing"), "missing: no such"),
+    ("train", TRAIN, dict(data="file"), "file: expected a"),
+    ("train", TRAIN, dict(data="texts"), "texts/a.mp4: not a video"),
+    ("train", TRAIN, dict(features="missing.pth"), "features 'missing.pth': expected 'faces', 'vgg19' or a file"),
+    ("train", TRAIN, dict(output="file"), "'file"),
+    ("train", TRAIN, dict(output="file/out"), "'file/out"),
+]
+
+
+@pytest.mark.parametrize(
+    "command, usual, options, message", CASES, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_bad_input_is_one_line_and_nothing_is_written(place, capsys, command, usual, options, message):
+    before = contents(place)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # as Python does outside tests
+        assert main(words(command, usual, options)) == 2
+    out, err = capsys.readouterr()
+    said = complaints(err)
+    assert "| model |" not in out  # it is said before the work, not after
+    assert len(said) == 1, said
+    assert said[0].startswith("minimodel: ") and message in said[0]
+    assert contents(place) == before  # so the pickle wasn't executed either
+
+
+@pytest.mark.parametrize("kind", ["pickle", "checkpoint of another model"])
+def test_a_foreign_checkpoint_stops_training_and_stays(place, capsys, kind):
+    Path("out").mkdir()
+    if kind == "pickle":
+        shutil.copy("pickle.pt", "out/checkpoint.pt")
+    else:
+        other = AnimationModel.from_preset("tiny", system="fomm")
+        torch.save({"metadata": other.metadata(), "model": {}}, "out/checkpoint.pt")
+    before = contents(place)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main(words("train", TRAIN, {})) == 2
+    (line,) = complaints(capsys.readouterr().err)
+    assert "checkpoint.pt: " in line and ("not a checkpoint" in line) == (kind == "pickle")
+    assert contents(place) == before
+
+
+def test_a_film_that_is_there_survives_what_goes_wrong(place, capsys):
+    shutil.copy("clips/a.mp4", "out.mp4")
+    before = contents(place)
+    for options in (dict(driving="text.mp4"), dict(weights="pickle.pt"), dict(size="50")):
+        assert main(words("animate", ANIMATE, options)) == 2
+    assert contents(place) == before
+
+
+def test_a_loss_that_is_not_finite_is_one_line_too(monkeypatch, capsys):
+    def fail(config):
+        raise commands.TrainingStopped("loss or gradient is not finite in step 7: stopped")
+
+    monkeypatch.setitem(commands.COMMANDS, "train", (commands.TrainConfig, fail))
+    assert main(words("train", TRAIN, {})) == 2
+    assert capsys.readouterr().err == "minimodel: loss or gradient is not finite in step 7: stopped\n"
+
+
+def test_bugs_are_not_hidden(monkeypatch):
+    def fail(config):
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(commands.COMMANDS, "train", (commands.TrainConfig, fail))
+    with pytest.raises(ZeroDivisionError):
+        main(words("train", TRAIN, {}))
+
+
+def test_warnings_are_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(
+        commands.COMMANDS,
+        "train",
+        (commands.TrainConfig, lambda config: warnings.warn("a film breaks off", stacklevel=2)),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(words("train", TRAIN, {})) == 0
+    assert capsys.readouterr().err == "minimodel: a film breaks off\n"
+
+
+@pytest.mark.parametrize(
+    "options, message", [({}, "size"), (dict(size="33", box="0 0 64"), "33"), (dict(fps="0", size="64"), "fps")]
+)
+def test_sizes_that_films_cannot_have(place, capsys, options, message):
+    usual = dict(PREPARE, box="0 0 64", size="0") | options
+    assert main(words("prepare", usual, {})) == 2
+    (line,) = complaints(capsys.readouterr().err)
+    assert message in line
+
+
+def run(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "minimodel", *arguments], capture_output=True, text=True, timeout=120, **options
+    )
+
+
+def test_the_process_ends_with_two_or_zero(place):
+    ended = run(*words("animate", ANIMATE, dict(driving="text.mp4")))
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    (line,) = complaints(ended.stderr)
+    assert line.startswith("minimodel: text.mp4: not a video")
+    ended = run(*words("animate", ANIMATE, {}))
+    assert ended.returncode == 0 and len(Clip("out.mp4")) == 4
+
+
+def test_a_full_disk_is_one_line_and_the_old_film_stays(place):
+    Path("out.mp4").write_bytes(b"precious")
+    before = contents(place)
+    ended = run(
+        *words("animate", ANIMATE, {}), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    )
+    assert ended.returncode == 2
+    (line,) = complaints(ended.stderr)
+    assert line.startswith("minimodel: out.mp4: can't be written")
+    assert contents(place) == before

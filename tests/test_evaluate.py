@@ -1,0 +1,337 @@
+import json
+import math
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from minimodel import evaluate as module
+from minimodel import metrics
+from minimodel.data import synthetic
+from minimodel.data.video import VideoWriter
+from minimodel.evaluate import (
+    EvaluateConfig,
+    Scores,
+    TestClip,
+    around,
+    benchmark,
+    evaluate,
+    load_evaluation,
+    run,
+    strip,
+    synthetic_clip,
+)
+from minimodel.features import load_features
+from minimodel.model import AnimationModel
+from minimodel.warping import warp
+
+TestClip.__test__ = False  # no test, whatever its name
+
+
+@pytest.fixture(scope="module")
+def clips():
+    """The frozen benchmark at the size that its numbers are given for."""
+    return benchmark(64)
+
+
+@pytest.fixture(scope="module")
+def features():
+    return load_features()
+
+
+def film(path, count=4, size=32, level=0.5):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with VideoWriter(path) as writer:
+        for number in range(count):
+            writer.write(torch.full((3, size, size), level * (1 + number / count)))
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------- the benchmark
+
+
+def test_the_benchmark_is_frozen(clips, monkeypatch):
+    """Numbers of different days can be compared only if these never change."""
+    assert len(clips) == 20 and all(clip.frames.shape == (25, 3, 64, 64) for clip in clips)
+    assert [clip.name for clip in clips] == [f"{number:02d}" for number in range(20)]
+    drawn = []
+    monkeypatch.setattr(module, "synthetic_clip", lambda name, faces, size: drawn.append(faces) or clips[0])
+    benchmark(64)
+    sums = {
+        "skin": sum(float(faces.identity.skin[0].sum()) for faces in drawn),
+        "width": sum(float(faces.identity.width[0]) for faces in drawn),
+        "hair": sum(float(faces.identity.hair[0].sum()) for faces in drawn),
+        "yaw": sum(float(faces.state.yaw.abs().sum()) for faces in drawn),
+        "jaw": sum(float(faces.state.jaw.sum()) for faces in drawn),
+        "lids": sum(float(faces.state.lids.sum()) for faces in drawn),
+        "gaze": sum(float(faces.state.gaze.abs().sum()) for faces in drawn),
+    }
+    assert sums == pytest.approx(FROZEN_SUMS, rel=1e-4)
+    # And what is rendered of them: the mean colours, and how far every clip moves.
+    means = [float(clip.frames.mean()) for clip in clips]
+    assert means == pytest.approx(FROZEN_MEANS, abs=2e-4)
+    motion = [float(clip.truth.flow.abs().mean()) * 32 for clip in clips]
+    assert motion == pytest.approx(FROZEN_MOTION, abs=2e-2)
+
+
+FROZEN_SUMS = {
+    "skin": 34.5907,
+    "width": 14.5613,
+    "hair": 12.703,
+    "yaw": 83.7274,
+    "jaw": 107.121,
+    "lids": 949.977,
+    "gaze": 100.777,
+}
+FROZEN_MEANS = [
+    0.2913,
+    0.5232,
+    0.3817,
+    0.625,
+    0.3759,
+    0.2812,
+    0.5089,
+    0.5997,
+    0.403,
+    0.4042,
+    0.5796,
+    0.543,
+    0.3484,
+    0.3402,
+    0.524,
+    0.2837,
+    0.5778,
+    0.4991,
+    0.5224,
+    0.6087,
+]
+FROZEN_MOTION = [
+    1.222,
+    0.725,
+    0.819,
+    1.759,
+    0.562,
+    1.403,
+    0.603,
+    1.165,
+    1.884,
+    1.068,
+    0.994,
+    0.471,
+    0.998,
+    1.258,
+    1.144,
+    1.398,
+    2.124,
+    0.337,
+    0.77,
+    0.512,
+]
+
+
+def test_it_is_the_same_whenever_it_is_made(clips, monkeypatch):
+    monkeypatch.setattr(
+        module, "synthetic_clip", lambda name, *rest: synthetic_clip(name, *rest) if name in ("00", "13") else clips[1]
+    )
+    again = benchmark(64)
+    for number in (0, 13):
+        assert torch.equal(again[number].frames, clips[number].frames)
+        assert torch.equal(again[number].truth.flow, clips[number].truth.flow)
+
+
+def test_faces_move_three_to_five_pixels_and_speak_blink_and_look_about(clips):
+    moved = []
+    for clip in clips:
+        length = (clip.truth.flow * 32).norm(dim=1, keepdim=True)
+        moved += [float(length[n][clip.truth.regions["face"][n]].mean()) for n in range(24)]
+    assert 3 < sum(moved) / len(moved) < 5
+    states = [synthetic.animate_states(125, module.BENCHMARK_SEED + number)[::5] for number in range(20)]
+    shut = sum(float((state.lids.amin(1) < 0.5).float().mean()) for state in states) / 20
+    speaking = sum(float((state.jaw > 0.15).float().mean()) for state in states) / 20
+    looking = sum(float(state.gaze.std(0).mean()) for state in states) / 20
+    assert shut > 0.02 and speaking > 0.2 and looking > 0.05
+
+
+def test_regions_lie_where_they_should(clips):
+    for clip in clips[:5]:
+        face, mouth, eyes = (clip.truth.regions[name] for name in ("face", "mouth", "eyes"))
+        assert (mouth <= face).all() and (eyes <= face).all()
+        rows = torch.arange(64.0).view(1, 1, -1, 1).expand(face.shape)
+        assert all(rows[n][mouth[n]].mean() > rows[n][eyes[n]].mean() + 5 for n in range(24))
+        share = [float(region.float().mean()) for region in (face, mouth, eyes)]
+        assert 0.08 < share[0] < 0.6 and 0.005 < share[1] < 0.1 and 0.005 < share[2] < 0.1
+
+
+def test_the_box_around_points():
+    points = torch.tensor([[[4.0, 6.0], [8.0, 7.0]]])  # four wide, one high: a margin of one
+    expected = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
+    expected[..., 5:9, 3:10] = True
+    assert torch.equal(around(points, 16), expected)
+
+
+def test_a_true_flow_is_one_to_the_first_frame(clips):
+    clip = clips[0]
+    driving, visible = clip.frames[1:], clip.truth.visible
+    warped = warp(clip.frames[:1].expand_as(driving), clip.truth.flow)
+    errors = [((picture - driving).abs() * visible).sum() / visible.sum() / 3 for picture in (warped, clip.frames[:1])]
+    assert errors[0] < 0.5 * errors[1]
+
+
+# ------------------------------------------------------------------------------------------------------ measuring
+
+
+class Knowing(AnimationModel):
+    """Knows the true flow of every frame, in the order in which it is asked, and moves it ``wrong`` pixels aside."""
+
+    def __init__(self, clips, wrong=0.0):
+        nn.Module.__init__(self)
+        self.nothing = nn.Parameter(torch.zeros(1))
+        self.truth = iter([(flow, seen) for c in clips for flow, seen in zip(c.truth.flow, c.truth.visible)])
+        self.wrong, self.sources, self.modes = wrong, [], []
+
+    def encode_source(self, image):
+        self.sources.append(image)
+        self.modes.append(self.training)
+        return SimpleNamespace(image=image)
+
+    def encode_driving(self, image):
+        return [next(self.truth) for _ in image]
+
+    def render(self, source, motion):
+        flow = torch.stack([flow for flow, _ in motion])
+        image = warp(source.image.expand(len(flow), -1, -1, -1), flow)
+        aside = flow + torch.tensor([2 * self.wrong / flow.shape[-1], 0]).view(2, 1, 1)
+        seen = torch.stack([visible.float() for _, visible in motion])
+        return SimpleNamespace(image=image, flows=[0 * flow, aside], occlusions=[0 * seen, 20 * seen - 10])
+
+
+@pytest.fixture(scope="module")
+def few(clips):
+    return [clips[0], clips[7]]
+
+
+def test_the_true_flow_scores_as_the_oracle(few, features):
+    scores = evaluate(Knowing(few), few, features).rows
+    assert list(scores) == ["model", "copy", "oracle"]
+    for name in ("flow, face (px)", "flow, mouth (px)", "flow, eyes (px)"):
+        assert scores["model"][name] == scores["oracle"][name] == 0
+    assert scores["model"].pop("occlusion") == 1
+    assert scores["model"] == pytest.approx(scores["oracle"])
+    assert "occlusion" not in scores["copy"] | scores["oracle"]
+
+
+def test_a_flow_one_and_a_half_pixels_aside_is_that_far_off(few, features):
+    row = evaluate(Knowing(few, wrong=1.5), few, features).rows["model"]
+    for region in ("face", "mouth", "eyes"):
+        assert row[f"flow, {region} (px)"] == pytest.approx(1.5, abs=1e-4)
+
+
+@torch.no_grad()
+def test_copying_equals_its_measures_by_hand(few, features):
+    row = evaluate(Knowing(few), few, features).rows["copy"]
+    pairs = [(clip.frames[:1], frame[None]) for clip in few for frame in clip.frames[1:]]
+    expected = {
+        "L1": [metrics.l1(*pair) for pair in pairs],
+        "PSNR": [metrics.psnr(*pair) for pair in pairs],
+        "SSIM": [metrics.ssim(*pair) for pair in pairs],
+        "perceptual (faces)": [metrics.perceptual_distance(features, *pair) for pair in pairs],
+    }
+    for region in ("face", "mouth", "eyes"):
+        lengths = [
+            (clip.truth.flow[n] * 32).norm(dim=0)[(clip.truth.regions[region] & clip.truth.visible)[n, 0]].mean()
+            for clip in few
+            for n in range(24)
+        ]
+        expected[f"flow, {region} (px)"] = [length for length in lengths if not length.isnan()]
+    assert row == pytest.approx({name: float(sum(v) / len(v)) for name, v in expected.items()}, rel=1e-4)
+
+
+def test_the_oracle_beats_copying(clips, features):
+    some = clips[::5]
+    rows = evaluate(Knowing(some), some, features).rows
+    assert rows["oracle"]["PSNR"] > rows["copy"]["PSNR"] + 3
+    assert rows["oracle"]["SSIM"] > rows["copy"]["SSIM"]
+    for name in ("L1", "perceptual (faces)", "flow, face (px)", "flow, mouth (px)", "flow, eyes (px)"):
+        assert rows["oracle"][name] < rows["copy"][name]
+
+
+def test_batches_make_no_difference_and_the_source_is_encoded_once(few, features):
+    model = Knowing(few).train()
+    rows = evaluate(model, few, features, batch=5).rows
+    assert len(model.sources) == 2 and model.modes == [False] * 2 and model.training
+    assert all(torch.equal(source, clip.frames[:1]) for source, clip in zip(model.sources, few))
+    expected = evaluate(Knowing(few), few, features, batch=100).rows
+    for line in rows:
+        assert rows[line] == pytest.approx(expected[line], rel=1e-4)
+
+
+def test_a_model_that_guesses_is_measured_as_such(few, features):
+    torch.manual_seed(0)
+    model = AnimationModel.from_preset("tiny").eval()
+    scores = evaluate(model, few[:1], features)
+    row = scores.rows["model"]
+    assert all(math.isfinite(value) for value in row.values())
+    assert row["PSNR"] < scores.rows["oracle"]["PSNR"] and row["flow, face (px)"] > 0.1
+    assert 0 < row["occlusion"] < 0.9
+
+
+def test_summary_and_table():
+    scores = Scores({"model": {"PSNR": 22.5, "L1": 0.05, "occlusion": 0.7}, "copy": {"PSNR": 20.0, "L1": 0.061234}})
+    assert scores.summary() == {"PSNR": 22.5, "L1": 0.05, "occlusion": 0.7, "gain": 2.5}
+    assert scores.table().splitlines() == [
+        "| | PSNR | L1 | occlusion |",
+        "|---|---|---|---|",
+        "| model | 22.50 | 0.0500 | 0.7000 |",
+        "| copy | 20.00 | 0.0612 |  |",
+    ]
+
+
+# --------------------------------------------------------------------------------------------------- clips and the rest
+
+
+def test_the_part_to_evaluate_on_is_found(tmp_path):
+    film(tmp_path / "a" / "train" / "one.mp4")
+    film(tmp_path / "a" / "val" / "two.mp4", count=5)
+    film(tmp_path / "b" / "train" / "one.mp4")
+    film(tmp_path / "b" / "test" / "three.mp4", count=6)
+    film(tmp_path / "c" / "four.gif", count=3)
+    for folder, name, count in (("a", "two", 5), ("b", "three", 6), ("c", "four", 3)):
+        (clip,) = load_evaluation(str(tmp_path / folder), 16)
+        assert clip.name == name and clip.frames.shape == (count, 3, 16, 16) and clip.truth is None
+        levels = clip.frames.mean((1, 2, 3)).tolist()
+        assert all(a < b for a, b in pairwise(levels)) and levels[0] == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_clip_of_one_frame_has_nothing_to_measure(tmp_path):
+    film(tmp_path / "long.mp4")
+    film(tmp_path / "short.mp4", count=1)
+    with pytest.raises(ValueError, match=r"short\.mp4: one frame only"):
+        load_evaluation(str(tmp_path), 16)
+
+
+def test_the_command_prints_a_table_and_writes_the_numbers(tmp_path, capsys):
+    torch.manual_seed(0)
+    AnimationModel.from_preset("tiny").save(tmp_path / "model.safetensors")
+    folder = str(tmp_path / "clips")
+    film(tmp_path / "clips" / "a.mp4"), film(tmp_path / "clips" / "b.mp4", count=3)
+    scores = run(EvaluateConfig(str(tmp_path / "model.safetensors"), (folder,), 32, tmp_path / "scores.json"))
+    printed = capsys.readouterr().out
+    assert "2 clips, 5 frames of 32 x 32" in printed and scores[folder].table() in printed
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert written["size"] == 32 and written["scores"] == {folder: scores[folder].rows}
+    assert scores[folder].rows.keys() == {"model", "copy"}
+
+
+def test_a_strip_shows_some_clips(clips):
+    torch.manual_seed(0)
+    model = AnimationModel.from_preset("tiny").train()
+    picture = strip(model, clips, rows=3)
+    assert picture.shape == (3, 6 * 66, 3 * 66) and model.training
+    # Rows: source, driving frame, result, warped source, flow, occlusion; a column for each clip.
+    for column, clip in enumerate(clips[::6][:3]):
+        left = slice(66 * column, 66 * column + 64)
+        assert torch.equal(picture[:, :64, left], clip.frames[0])
+        assert torch.equal(picture[:, 66:130, left], clip.frames[16])
+    assert strip(model, clips[:2]).shape == (3, 6 * 66, 2 * 66)

@@ -1,0 +1,154 @@
+import pickle
+import warnings
+from itertools import pairwise
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+
+from minimodel.data import synthetic
+from minimodel.features import VGG19, FaceFeatures, FaceTasks, load_features
+
+
+@pytest.fixture(scope="module")
+def vgg():
+    torch.manual_seed(0)
+    return VGG19().eval()
+
+
+def test_vgg19_has_the_names_and_shapes_of_torchvision(vgg):
+    shapes = {name: tuple(value.shape) for name, value in vgg.state_dict().items()}
+    numbers = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28)
+    widths = (3, 64, 64, 128, 128, 256, 256, 256, 256, 512, 512, 512, 512, 512)
+    expected = {}
+    for number, (inputs, outputs) in zip(numbers, pairwise(widths)):
+        expected |= {f"features.{number}.weight": (outputs, inputs, 3, 3), f"features.{number}.bias": (outputs,)}
+    assert shapes == expected
+
+
+@torch.no_grad()
+def test_vgg19_is_read_after_the_first_relu_of_each_block(vgg):
+    image = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    x = torch.stack([(image[:, c] - mean) / std for c, (mean, std) in enumerate(MEANS_AND_DEVIATIONS)], dim=1)
+    expected = []
+    for number, layer in enumerate(vgg.features):
+        x = layer(x)
+        if number in (1, 6, 11, 20, 29):  # relu1_1, relu2_1, relu3_1, relu4_1, relu5_1
+            expected.append(x)
+    taken = vgg(image)
+    assert [tuple(layer.shape[1:]) for layer in taken] == [
+        (64, 32, 48),
+        (128, 16, 24),
+        (256, 8, 12),
+        (512, 4, 6),
+        (512, 2, 3),
+    ]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(taken, expected, strict=True))
+    assert all(layer.min() == 0 for layer in taken)
+
+
+MEANS_AND_DEVIATIONS = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))  # of ImageNet's red, green and blue
+
+
+def test_vgg19_from_a_file(vgg, tmp_path):
+    path = tmp_path / "vgg19.pth"
+    torch.save(vgg.state_dict() | {"classifier.0.bias": torch.zeros(4096)}, path)
+    loaded = load_features(str(path))
+    assert loaded.source == str(path) and not loaded.training
+    assert all(torch.equal(value, vgg.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_without_a_network_the_shipped_features_stand_in_and_say_so(monkeypatch):
+    def offline(url, **options):
+        assert options["check_hash"] and options["weights_only"]
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    with pytest.warns(UserWarning, match="no VGG-19 weights .*no network.* shipped face features are used") as caught:
+        loaded = load_features("vgg19")
+    assert isinstance(loaded, FaceFeatures) and loaded.source == "faces" and len(caught) == 1
+
+
+def test_vgg19_by_name_is_what_was_downloaded(vgg, monkeypatch):
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **options: vgg.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = load_features("vgg19")
+    assert isinstance(loaded, VGG19) and loaded.source == "vgg19"
+    assert torch.equal(loaded.features[28].weight, vgg.features[28].weight)
+
+
+def test_other_names_are_refused():
+    with pytest.raises(ValueError, match="features 'vgg': expected 'faces', 'vgg19' or a file with VGG-19 weights"):
+        load_features("vgg")
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def files_that_are_none(tmp_path):
+    (tmp_path / "text.pth").write_text("no weights")
+    (tmp_path / "pickle.pth").write_bytes(pickle.dumps(Malicious(tmp_path / "executed")))
+    torch.save({"other": torch.zeros(1)}, tmp_path / "foreign.pth")
+    whole = (tmp_path / "foreign.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
+    return [tmp_path / f"{name}.pth" for name in ("text", "pickle", "foreign", "cut")]
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol", "ignore:no VGG-19 weights")
+def test_nothing_is_executed_from_a_file(tmp_path):
+    for path in files_that_are_none(tmp_path):
+        try:
+            load_features(str(path))
+        except Exception:
+            continue
+    assert not (tmp_path / "executed").exists()
+    pickle.loads((tmp_path / "pickle.pth").read_bytes())  # the trap works
+    assert (tmp_path / "executed").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol", "ignore:no VGG-19 weights")
+@pytest.mark.parametrize("number", range(4))
+def test_a_file_without_vgg19_is_refused_in_one_line(tmp_path, number):
+    path = files_that_are_none(tmp_path)[number]
+    with pytest.raises(ValueError, match=str(path)) as caught:
+        load_features(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_shipped_features_are_frozen_and_all_layers_count_alike():
+    features = load_features()
+    assert features.source == "faces" and not features.training
+    assert not any(parameter.requires_grad for parameter in features.parameters())
+    faces = synthetic.render(synthetic.Faces.sample(16, 5), 64)
+    image, *layers = features(faces)
+    assert torch.equal(image, features.picture * faces)  # colour is what the other layers see least
+    assert [tuple(layer.shape[1:]) for layer in layers] == [(24, 64, 64), (48, 32, 32), (96, 16, 16), (128, 8, 8)]
+    assert all(0.7 < float(layer.mean()) < 1.4 for layer in layers)
+    # They know more of a face than random ones: moving it matters more than making it darker.
+    moved, darker = faces.roll(4, -1), faces * 0.9
+    apart = [sum(float((a - b).abs().mean()) for a, b in zip(layers, features(x)[1:])) for x in (moved, darker)]
+    assert apart[0] > 2 * apart[1]
+
+
+def test_a_gradient_reaches_the_picture():
+    image = torch.rand(1, 3, 32, 32, requires_grad=True)
+    sum(layer.mean() for layer in load_features()(image)[1:]).backward()
+    assert image.grad.abs().sum() > 0
+
+
+def test_what_the_features_are_trained_by():
+    torch.manual_seed(0)
+    tasks = FaceTasks(FaceFeatures(), parts=len(synthetic.PARTS))
+    image = torch.rand(2, 3, 32, 32, requires_grad=True)
+    parsing, points = tasks(image)
+    assert parsing.shape == (2, len(synthetic.PARTS), 16, 16) and points.shape == (2, 74, 2)
+    assert points.abs().max() <= 1
+    (parsing.square().mean() + points.square().mean()).backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in tasks.features.parameters())

@@ -1,0 +1,48 @@
+"""What holds for every notebook; that they run, and print what they hold, is checked by nbval."""
+
+import re
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+MARK = re.compile(r"NBVAL_IGNORE_OUTPUT|NBVAL_SKIP|nbval-ignore-output|nbval-skip")
+
+
+def cells(notebook):
+    return [(cell.cell_type, cell.source.strip()) for cell in notebook.cells]
+
+
+def test_every_notebook_has_its_text_and_every_text_its_notebook():
+    texts = {path.stem for path in FOLDER.glob("*.py")}
+    assert NOTEBOOKS and texts == {path.stem for path in NOTEBOOKS}
+    assert all(re.fullmatch(r"\d\d_[a-z_]+", name) for name in texts)
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+def test_notebook_and_text_say_the_same(path):
+    assert cells(nbformat.read(path, 4)) == cells(jupytext.read(path.with_suffix(".py")))
+
+
+def test_the_notebook_is_small(path):
+    assert path.stat().st_size <= 2 * 2**20
+
+
+def test_every_cell_was_executed_in_order_and_none_failed(path):
+    code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_at_most_two_cells_depend_on_the_machine(path):
+    marked = [cell for cell in nbformat.read(path, 4).cells if MARK.search(cell.source + str(cell.metadata))]
+    assert len(marked) <= 2

@@ -1,0 +1,546 @@
+"""Training goes on after a kill as if nothing had happened, and refuses what it can't train on in one line.
+
+Run as a module, this file trains: alone or among several processes, or in children that are killed.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minimodel import train as module
+from minimodel.data import synthetic
+from minimodel.data.video import VideoWriter
+from minimodel.features import FaceFeatures
+from minimodel.model import AnimationModel, HourglassSizes
+from minimodel.refinement import UpdaterWidths
+from minimodel.train import FeaturesConfig, PairStream, TrainConfig, TrainingStopped, train, train_features
+
+ROOT = Path(__file__).parents[1]
+# Every part of `tiny`, as small as it gets: a step takes a tenth of a second.
+SIZES = dict(
+    image_size=32,
+    points=3,
+    detector=HourglassSizes(8, 2, 16),
+    dense_motion=HourglassSizes(8, 2, 16),
+    structure=HourglassSizes(8, 2, 16),
+    structure_features=8,
+    iterations=3,
+    updater=UpdaterWidths((8, 8), (8, 8), 8, (8, 8), 8),
+    unet=HourglassSizes(8, 2, 16),
+)
+ALWAYS, NEVER = 1e-9, 1e9  # minutes between evaluations, each with a checkpoint
+STEPS = 12
+
+
+def face_clips(folder, count=2, frames=4, size=32):
+    folder.mkdir(parents=True)
+    for number in range(count):
+        faces = synthetic.Faces(synthetic.sample_identities(1, number), synthetic.animate_states(frames, number))
+        with VideoWriter(folder / f"{number}.mp4", every=2) as film:
+            for frame in synthetic.render(faces, size):
+                film.write(frame)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory):
+    return face_clips(tmp_path_factory.mktemp("faces") / "clips")
+
+
+def settings(output, clips, **options):
+    options = dict(data=("synthetic",), evaluate=(str(clips),), batch=4, evaluate_minutes=NEVER) | options
+    return TrainConfig(output, **{"steps": STEPS} | options if "minutes" not in options else options)
+
+
+def lines(output, kind="train"):
+    every = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in every if line["kind"] == kind]
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir() if "tfevents" not in path.name}
+
+
+def same(one, other):
+    """Whether two files of weights hold the same bits."""
+    one, other = load_file(one), load_file(other)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# ------------------------------------------------------------------------------------------------ in other processes
+
+
+def half_a_checkpoint(number):
+    """Die with the ``number``-th checkpoint half written."""
+    save, calls = torch.save, []
+
+    def save_and_die(content, path, *arguments, **options):
+        save(content, path, *arguments, **options)
+        calls.append(path)
+        if len(calls) == number:
+            os.truncate(path, os.path.getsize(path) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = save_and_die
+
+
+def between_the_files(number):
+    """Die when the ``number``-th checkpoint is written, and its model isn't."""
+    replace, calls = os.replace, []
+
+    def replace_and_die(source, target):
+        replace(source, target)
+        calls.append(target)
+        if sum(Path(path).name == "checkpoint.pt" for path in calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = replace_and_die
+
+
+def train_in_child(output, clips, *, arm=None, kill_at=None, **options):
+    """Train in a forked process, which ``arm`` makes die, or which is killed once it has logged step ``kill_at``;
+    -> the signal that ended it and the step of the checkpoint that it left."""
+    child = os.fork()
+    if child == 0:
+        try:
+            if arm is not None:
+                arm()
+            train(settings(output, clips, **options), **SIZES)
+        finally:
+            os._exit(1)
+    metrics, deadline = output / "metrics.jsonl", time.monotonic() + 200
+    while kill_at is not None and time.monotonic() < deadline:
+        if metrics.exists() and f'"step": {kill_at},' in metrics.read_text():
+            break
+        time.sleep(0.002)
+    if kill_at is not None:
+        os.kill(child, signal.SIGKILL)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return ended, torch.load(output / "checkpoint.pt", weights_only=True)["state"]["step"]
+
+
+def train_and_be_killed(folder, clips):
+    done = [train_in_child(folder / "whole", clips)]
+    killed = folder / "killed"
+    done.append(train_in_child(killed, clips, arm=lambda: half_a_checkpoint(3), evaluate_minutes=ALWAYS))
+    done.append(train_in_child(killed, clips, kill_at=7))
+    done.append(train_in_child(killed, clips, arm=lambda: between_the_files(2), evaluate_minutes=ALWAYS))
+    done.append(train_in_child(killed, clips))
+    (folder / "done.json").write_text(json.dumps(done))
+
+
+def in_double_precision():
+    """From now on models are built and trained in float64. Adam's first steps turn rounding errors of float32 into
+    whole steps, which in so small a network grow to 1% of the loss within twenty steps. For the same reason every
+    process takes its share of pictures that were made for the whole batch."""
+    item, load, single = PairStream.__getitem__, module.load_evaluation, torch.Tensor.float
+
+    def as_usual(function, *arguments):
+        torch.set_default_dtype(torch.float32)
+        torch.Tensor.float = single
+        try:
+            return function(*arguments)
+        finally:
+            torch.set_default_dtype(torch.float64)
+            torch.Tensor.float = torch.Tensor.double
+
+    def load_evaluation(*arguments):
+        loaded = as_usual(load, *arguments)
+        for clip in loaded:
+            clip.frames = clip.frames.double()
+        return loaded
+
+    def my_share(self, step):
+        (process, processes), self.share = self.share, (0, 1)
+        whole = as_usual(item, self, step)
+        self.share = process, processes
+        return {name: value.double().tensor_split(processes)[process] for name, value in whole.items()}
+
+    PairStream.__getitem__ = my_share
+    module.load_evaluation = load_evaluation
+    as_usual(lambda: None)
+
+
+def train_among_others(folder, clips):
+    data = ("synthetic", str(clips))
+    train(settings(folder / "single", clips, data=data, steps=5), **SIZES)
+    in_double_precision()
+    train(settings(folder / "double", clips, data=data, steps=20), **SIZES)
+
+
+def train_on_a_broken_picture(folder, clips):
+    item = PairStream.__getitem__
+    PairStream.__getitem__ = lambda self, n: {k: v * (math.nan if n == 2 else 1) for k, v in item(self, n).items()}
+    train(settings(folder, clips, system="fomm"), **SIZES | dict(norm="batch"))
+
+
+def call(name, *arguments, launch=(), **options):
+    command = [sys.executable, *launch, "-m", "tests.test_train", name, *map(str, arguments)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, **options)
+    return ended
+
+
+# ----------------------------------------------------------------------------------------------------- going on
+
+
+def test_a_run_that_is_killed_again_and_again_ends_in_the_same_weights(tmp_path, clips):
+    call("train_and_be_killed", tmp_path, clips)
+    done = json.loads((tmp_path / "done.json").read_text())
+    # How each ended (1 is the end of a child that wasn't killed), and how far its checkpoint is.
+    assert done == [[1, STEPS], [-9, 2], [-9, 2], [-9, 4], [1, STEPS]]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert same(whole / "model.safetensors", killed / "model.safetensors")
+    one, other = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, killed))
+    for name in ("model", "average"):
+        assert all(torch.equal(one[name][key], other[name][key]) for key in one[name])
+    # Every step is logged once, with the same numbers as in the run that was never killed.
+    numbers = [[(line["step"], line["loss"], line["gradient"]) for line in lines(folder)] for folder in (whole, killed)]
+    assert numbers[0] == numbers[1] and [step for step, *_ in numbers[0]] == list(range(1, STEPS + 1))
+    evaluated = [line["step"] for line in lines(killed, "evaluation")]
+    assert evaluated == sorted(set(evaluated)) and evaluated[-1] == STEPS
+    # What was half written when the process died may lie there, or have been written again.
+    assert names(killed) - {"checkpoint.pt.unfinished"} == names(whole)
+
+
+def test_two_processes_and_one_lose_alike(tmp_path, clips):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    ended = call("train_among_others", tmp_path / "two", clips, launch=launch, env=environment)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    ended = call("train_among_others", tmp_path / "one", clips)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    for precision, steps, largest in (("single", 5, 4e-3), ("double", 20, 1e-4)):  # the losses are about 40
+        one, two = (lines(tmp_path / folder / precision) for folder in ("one", "two"))
+        assert [line["step"] for line in one] == [line["step"] for line in two] == list(range(1, steps + 1))
+        assert max(abs(a["loss"] - b["loss"]) for a, b in zip(one, two)) <= largest
+
+
+def test_a_run_that_is_done_stays_as_it_is(tmp_path, clips):
+    config = settings(tmp_path / "run", clips, steps=2)
+    train(config, **SIZES)
+    shutil.copy(config.output / "model.safetensors", tmp_path / "before.safetensors")
+    model = train(config, **SIZES)
+    assert same(config.output / "model.safetensors", tmp_path / "before.safetensors")
+    assert [line["step"] for line in lines(config.output)] == [1, 2]
+    saved = load_file(tmp_path / "before.safetensors")
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+
+
+def test_a_run_that_is_done_logs_nothing_more(tmp_path, clips):
+    config = settings(tmp_path / "run", clips, steps=1)
+    train(config, **SIZES)
+    before = (config.output / "metrics.jsonl").read_text()
+    train(config, **SIZES)
+    assert (config.output / "metrics.jsonl").read_text() == before
+
+
+def test_pairs_prepared_by_another_process_are_the_same(tmp_path, clips):
+    for workers in (0, 1):
+        train(settings(tmp_path / str(workers), clips, steps=2, workers=workers), **SIZES)
+    assert same(tmp_path / "0" / "model.safetensors", tmp_path / "1" / "model.safetensors")
+
+
+def test_what_a_run_leaves(tmp_path, clips):
+    output = tmp_path / "deep" / "run"
+    model = train(settings(output, clips, steps=3, evaluate_minutes=ALWAYS), **SIZES)
+    assert not model.training
+    assert names(output) == {"checkpoint.pt", "model.safetensors", "config.json", "metrics.jsonl", "pictures"}
+    config = json.loads((output / "config.json").read_text())
+    assert config["features"] == "faces" and config["steps"] == 3 and config["model"]["points"] == 3
+    assert [line["step"] for line in lines(output, "evaluation")] == [1, 2, 3]
+    assert {"loss", "perceptual", "points", "affine", "gradient", "pairs_per_second"} <= lines(output)[0].keys()
+    assert {"PSNR", "SSIM", "L1", "gain", "data"} <= lines(output, "evaluation")[0].keys()
+    assert names(output / "pictures") == {f"clips-{step:07d}.png" for step in (1, 2, 3)}
+
+
+def test_minutes_count_training_alone(tmp_path, clips, monkeypatch):
+    evaluate = module.evaluate
+    monkeypatch.setattr(module, "evaluate", lambda *a, **k: (time.sleep(0.3), evaluate(*a, **k))[1])
+    train(settings(tmp_path / "run", clips, minutes=0.02, evaluate_minutes=0.01), **SIZES)
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["state"]
+    steps = [line["step"] for line in lines(tmp_path / "run")]
+    assert state["seconds"] >= 1.2 and steps == list(range(1, state["step"] + 1))
+    took = sum(4 / line["pairs_per_second"] for line in lines(tmp_path / "run"))
+    assert state["seconds"] == pytest.approx(took, rel=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------------- learning
+
+
+@pytest.mark.parametrize("system", ["mrfa", "fomm", "npmr"])
+def test_one_pair_is_soon_known_by_heart(tmp_path, clips, monkeypatch, system):
+    item = PairStream.__getitem__
+    monkeypatch.setattr(PairStream, "__getitem__", lambda self, step: item(self, 0))
+    train(settings(tmp_path / "run", clips, steps=25, batch=2, learning_rate=2e-3, system=system), **SIZES)
+    losses = [line["loss"] for line in lines(tmp_path / "run")]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_the_average_follows_the_model_and_can_be_switched_off(tmp_path, clips):
+    apart = []
+    for average in (0.0, 0.999):
+        train(settings(tmp_path / str(average), clips, steps=3, average=average), **SIZES)
+        checkpoint = torch.load(tmp_path / str(average) / "checkpoint.pt", weights_only=True)
+        saved = load_file(tmp_path / str(average) / "model.safetensors")
+        weights = [name for name in saved if "running_" not in name and "batches" not in name]
+        apart.append(max(float((checkpoint["model"][name] - saved[name]).abs().max()) for name in weights))
+    assert apart[0] == 0 and 0 < apart[1] < 0.01
+
+
+def test_the_learning_rate_falls_twice(tmp_path, clips, monkeypatch):
+    seen = []
+    step = torch.optim.Adam.step
+    monkeypatch.setattr(
+        torch.optim.Adam, "step", lambda self, *a, **k: (seen.append(self.param_groups[0]["lr"]), step(self, *a, **k))
+    )
+    train(settings(tmp_path / "run", clips, steps=10, batch=2, learning_rate=1e-3), **SIZES)
+    assert seen == pytest.approx([1e-3] * 6 + [1e-4] * 3 + [1e-5])
+
+
+def test_features_learn_and_can_be_loaded(tmp_path):
+    scores = train_features(FeaturesConfig(tmp_path / "features.safetensors", minutes=0.01, batch=2, size=32))
+    features = FaceFeatures()
+    features.load_state_dict(load_file(tmp_path / "features.safetensors"))
+    assert 0 < scores["parsing accuracy"] < 1 and scores["landmark error (px)"] > 0
+    # Each layer is divided by its mean size over faces, so that all count alike.
+    with torch.no_grad():
+        taken = features(synthetic.render(synthetic.Faces.sample(8, 0), 32))
+    assert all(0.5 < float(layer.abs().mean()) < 2 for layer in taken[1:])
+
+
+# ---------------------------------------------------------------------------------------------------------- pairs
+
+
+def stream(data=("synthetic",), share=(0, 1), **options):
+    options = dict(batch=8, steps=1, augment=False) | options
+    return PairStream(TrainConfig(Path("unused"), data=data, **options), 16, torch.device("cpu"), share=share)
+
+
+def test_a_step_and_a_seed_name_a_batch():
+    batch, again = stream()[5], stream()[5]
+    assert batch.keys() == {"source", "driving", "control", "weights", "affine"}
+    assert all(torch.equal(batch[name], again[name]) for name in batch)
+    assert batch["source"].shape == batch["driving"].shape == (8, 3, 16, 16)
+    other = stream()[6]
+    assert all((batch[name] != other[name]).any() for name in batch.keys() - {"control"})
+    assert ((batch["source"] - batch["driving"]).abs().flatten(1).mean(1) > 0.01).all()
+
+
+def test_another_seed_is_another_batch():
+    batch, other = stream()[5], stream(seed=1)[5]
+    assert all((batch[name] != other[name]).any() for name in batch.keys() - {"control"})
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_shares_of_all_processes_are_the_batch_of_one(clips, processes):
+    data = ("synthetic", str(clips))
+    whole = stream(data, augment=True)[3]
+    shares = [stream(data, share=(n, processes), augment=True)[3] for n in range(processes)]
+    for name, value in whole.items():
+        assert torch.allclose(torch.cat([share[name] for share in shares]), value, atol=1e-6)
+
+
+def test_two_sources_give_equal_shares_to_every_process(tmp_path):
+    with VideoWriter(tmp_path / "black.mp4") as film:
+        for _ in range(3):
+            film.write(torch.zeros(3, 16, 16))
+    data = ("synthetic", str(tmp_path))
+    for share in ((0, 1), (0, 2), (1, 2)):
+        batch = stream(data, share=share)[0]
+        black = (batch["source"].flatten(1).amax(1) < 0.05) & (batch["driving"].flatten(1).amax(1) < 0.05)
+        assert 2 * int(black.sum()) == len(black) == 8 // share[1]
+
+
+def test_augmentation_is_an_option(clips):
+    with_it, without = (stream((str(clips),), augment=augment)[0] for augment in (True, False))
+    assert (with_it["source"] - without["source"]).abs().mean() > 0.01
+
+
+# ----------------------------------------------------------------------------------------------------- what goes wrong
+
+
+def failing_from(step, monkeypatch):
+    """The losses are NaN from this step on."""
+    calls, forward = [], module.TrainingStep.forward
+
+    def lose(*arguments):
+        calls.append(1)
+        return {name: loss * (math.nan if len(calls) >= step else 1) for name, loss in forward(*arguments).items()}
+
+    monkeypatch.setattr(module.TrainingStep, "forward", lose)
+
+
+def finite(content):
+    if isinstance(content, torch.Tensor):
+        return bool(content.isfinite().all())
+    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list) else []
+    return all(finite(part) for part in parts)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_the_state_before_it_is_kept(tmp_path, clips, monkeypatch):
+    config = settings(tmp_path / "run", clips)
+    failing_from(4, monkeypatch)
+    with pytest.raises(TrainingStopped, match="in step 4: stopped") as caught:
+        train(config, **SIZES)
+    assert "\n" not in str(caught.value)
+    checkpoint = torch.load(config.output / "checkpoint.pt", weights_only=True)
+    assert checkpoint["state"]["step"] == 3 and finite(checkpoint)
+    assert finite(AnimationModel.load(config.output / "model.safetensors").state_dict())
+    assert [line["step"] for line in lines(config.output)] == [1, 2, 3]
+
+
+def test_a_run_that_stopped_goes_on_as_if_the_step_had_not_been_tried(tmp_path, clips, monkeypatch):
+    config = settings(tmp_path / "run", clips, steps=5)
+    failing_from(4, monkeypatch)
+    with pytest.raises(TrainingStopped):
+        train(config, **SIZES)
+    monkeypatch.undo()
+    train(config, **SIZES)
+    train(settings(tmp_path / "whole", clips, steps=5), **SIZES)
+    assert same(config.output / "model.safetensors", tmp_path / "whole" / "model.safetensors")
+
+
+def test_weights_that_explode_stop_the_run_with_one_line(tmp_path, clips):
+    command = [sys.executable, "-m", "minimodel", "train", "--output", tmp_path / "run", "--data", clips]
+    command += ["--steps", "9", "--batch", "2", "--learning-rate", "1e30"]
+    ended = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert ended.stderr.count("minimodel: loss or gradient is not finite in step ") == 1
+    assert finite(torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True))
+
+
+def test_running_statistics_are_not_touched_by_the_step_that_failed(tmp_path, clips):
+    ended = call("train_on_a_broken_picture", tmp_path / "run", clips)
+    assert ended.returncode > 0 and "not finite in step 3: stopped" in ended.stderr, ended.stderr[-2000:]
+    checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert any("running_var" in name for name in checkpoint["model"]) and finite(checkpoint)
+
+
+class Malicious:
+    """Unpickling this writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_checkpoints_that_are_not_ours_are_refused_in_one_line(tmp_path, clips):
+    config = settings(tmp_path / "run", clips, steps=1)
+    train(config, **SIZES)
+    path = config.output / "checkpoint.pt"
+    whole = path.read_bytes()
+    ours = torch.load(path, weights_only=True)
+
+    def refused(message, content=None, **options):
+        if content is not None:
+            path.write_bytes(content)
+        before = path.read_bytes()
+        with pytest.raises(ValueError, match=message) as caught:
+            train(settings(config.output, clips, **dict(steps=2) | options), **SIZES)
+        assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+        assert path.read_bytes() == before  # not overwritten
+
+    refused("from a model of other sizes", system="fomm")
+    refused("damaged", whole[: len(whole) // 2])
+    refused("damaged", b"")
+    refused("damaged", pickle.dumps(Malicious(tmp_path / "executed")))
+    torch.save(ours | {"state": Malicious(tmp_path / "executed")}, path)
+    refused("damaged")
+    torch.save({"model": torch.zeros(1)}, path)
+    refused("damaged")
+    torch.save(ours | {"metadata": ours["metadata"] | {"version": "99"}}, path)
+    refused("another version")
+    assert not (tmp_path / "executed").exists()
+    # The trap works: whoever unpickles it is caught.
+    pickle.loads(pickle.dumps(Malicious(tmp_path / "executed")))
+    assert (tmp_path / "executed").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, clips, monkeypatch):
+    config = settings(tmp_path / "run", clips, steps=1)
+    train(config, **SIZES)
+    before = {name: (config.output / name).read_bytes() for name in ("checkpoint.pt", "model.safetensors")}
+
+    def full(content, path, *arguments):
+        Path(path).write_bytes(b"half of it")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises((OSError, ValueError), match="No space left"):
+        train(settings(config.output, clips, steps=2), **SIZES)
+    assert before == {name: (config.output / name).read_bytes() for name in before}
+    assert not [name for name in names(config.output) if "unfinished" in name]
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """Files can't grow beyond this, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [100_000, 400_000])  # the weights take 270 kB, the checkpoint 1.2 MB
+def test_a_disk_that_is_full_is_said_in_one_line(tmp_path, clips, size):
+    config = settings(tmp_path / "run", clips, steps=1)
+    with largest_file(size), pytest.raises((OSError, ValueError), match=str(config.output)) as caught:
+        train(config, **SIZES)
+    assert "\n" not in str(caught.value)
+    assert not {"checkpoint.pt", "model.safetensors"} & names(config.output)
+    assert not [name for name in names(config.output) if "unfinished" in name]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(preset="big"), "unknown preset 'big': there are tiny, small, paper"),
+        (dict(system="x"), "unknown system 'x': there are fomm, mrfa"),
+        (dict(prior="magic"), "unknown prior 'magic': there are affine"),
+        (dict(features="magic"), "features 'magic': expected 'faces', 'vgg19' or a file"),
+        (dict(data=("nowhere",)), "nowhere: no such"),
+        (dict(evaluate=("nowhere",)), "nowhere: no such"),
+        (dict(minutes=1.0, steps=1), "either --steps or --minutes"),
+        (dict(steps=None), "either --steps or --minutes"),
+    ],
+)
+def test_wrong_settings_are_named_before_anything_is_written(tmp_path, clips, options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        train(settings(tmp_path / "run", clips, **options), **SIZES)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_places_that_cannot_be_written_are_named(tmp_path, clips):
+    (tmp_path / "file").write_text("precious")
+    for output in (tmp_path / "file", tmp_path / "file" / "run", Path("/dev/full/run")):
+        with pytest.raises((ValueError, OSError), match=str(output)):
+            train(settings(output, clips), **SIZES)
+    assert names(tmp_path) == {"file"} and (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_clip_of_one_frame_cannot_be_trained_on(tmp_path, clips):
+    face_clips(tmp_path / "short", count=1, frames=1)
+    with pytest.raises(ValueError, match=r"0\.mp4: one frame only"):
+        train(settings(tmp_path / "run", clips, data=(str(tmp_path / "short"),)), **SIZES)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](*map(Path, sys.argv[2:]))
