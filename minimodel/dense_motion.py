@@ -30,7 +30,7 @@ class DenseMotion(nn.Module):
     """Decides at every pixel which part it belongs to.
 
     It sees, for each part, where the part's point came to and left from (difference of two Gaussians) and the source
-    moved by that part's flow: where that looks right, the mask should choose it.
+    moved by that part's flow. The driving frame itself it never sees: masks are chosen by what fits together.
     """
 
     variance = 0.01  # of the Gaussians, in normalised units

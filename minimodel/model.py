@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from minimodel import affine
@@ -334,14 +334,18 @@ class AnimationModel(nn.Module):
         hourglasses = [c.detector] + [c.dense_motion] * (c.prior == "affine") + [c.structure] * c.refine
         step = max(c.coarse_scale * 2 ** max(h.levels for h in hourglasses), 2**c.unet.levels)
         if height % step or width % step or not height or not width:
-            near = [f"{max(1, n // step) * step} or {(n // step + 1) * step}" for n in (height, width)]
+            near = [
+                f"{n // step * step} or {(n // step + 1) * step}" if n >= step else str(step) for n in (height, width)
+            ]
             raise ValueError(
                 f"image of {height} x {width} pixels: both sides must be multiples of {step};"
                 f" nearest heights are {near[0]}, nearest widths {near[1]}"
             )
 
     def save(self, path: str | Path) -> None:
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path, metadata=self.metadata())
+        # safetensors' own save_file would leave a file that only its owner can read.
+        state = {name: value.contiguous() for name, value in self.state_dict().items()}
+        Path(path).write_bytes(save(state, metadata=self.metadata()))
 
     def metadata(self) -> dict[str, str]:
         return {"format": "minimodel", "version": FORMAT_VERSION, "config": self.config.to_json()}

@@ -84,7 +84,9 @@ class TrainConfig:
     features: str | None = None
     """Of the perceptual loss: faces, vgg19 or a file with VGG-19's weights."""
     augment: bool = True
-    """Mirror, rotate, zoom, shift and recolour pairs of real video."""
+    """Change pairs of real video at random ..."""
+    augmentation: Augmentation = Augmentation()
+    """... by this much."""
     average: float = 0.999
     """Decay of the moving average of weights that is evaluated and saved; 0 for none."""
     evaluate_minutes: float = 5.0
@@ -104,7 +106,7 @@ class TrainConfig:
 
 
 class SyntheticPairs:
-    """Random pairs of the embedded faces, each pair one identity in two states; drawn and loaded like `VideoPairs`.
+    """Random pairs of the embedded faces; drawn and loaded like `VideoPairs`.
 
     Rendering costs a CPU as much as a good part of training, so slots 2n and 2n + 1 hold one pair in both directions.
     """
@@ -113,10 +115,7 @@ class SyntheticPairs:
         self.size = size
 
     def draw(self, count: int, generator: torch.Generator) -> tuple:
-        pairs = (count + 1) // 2
-        identity = synthetic.sample_identities(pairs, generator)
-        states = [synthetic.sample_states(pairs, generator) for _ in range(2)]
-        return tuple(synthetic.Faces(identity, state) for state in states)
+        return synthetic.sample_pairs((count + 1) // 2, generator)
 
     def load(self, drawn: tuple, slots: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         pairs, place = torch.unique(slots // 2, return_inverse=True)
@@ -129,7 +128,7 @@ class PairStream(Dataset):
     """Item n is this process's share of the batch of step n: source, driving, and the random transform's numbers."""
 
     def __init__(self, config: TrainConfig, size: int, device: torch.device, *, share: tuple[int, int] = (0, 1)):
-        augmentation = Augmentation() if config.augment else None
+        augmentation = config.augmentation if config.augment else None
         self.sources = [
             SyntheticPairs(size) if name == "synthetic" else VideoPairs(name, size, augmentation)
             for name in config.data

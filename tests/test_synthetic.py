@@ -19,6 +19,7 @@ from minimodel.data.synthetic import (
     parsing,
     render,
     sample_identities,
+    sample_pairs,
     sample_states,
 )
 from minimodel.warping import from_pixels, warp
@@ -391,3 +392,17 @@ def test_speed_is_printed():
     start = time.perf_counter()
     render(faces, 64)
     print(f"{32 / (time.perf_counter() - start):.0f} faces a second at 64 pixels on one thread")
+
+
+def test_a_pair_could_be_two_frames_of_one_film():
+    one, other = sample_pairs(400, 5)
+    again, _ = sample_pairs(400, 5)
+    assert torch.equal(one.state.yaw, again.state.yaw) and one.identity is other.identity
+    assert torch.equal(one.state.light, other.state.light) and torch.equal(one.state.ambient, other.state.ambient)
+    # Heads move less than two unrelated frames would, and anything from hardly to that; expressions don't care.
+    unrelated = (sample_states(400, 6).yaw - sample_states(400, 7).yaw).abs()
+    turned = (one.state.yaw - other.state.yaw).abs()
+    assert 0.35 < turned.mean() / unrelated.mean() < 0.65 and turned.quantile(0.1) < 0.2 * turned.quantile(0.9)
+    assert torch.corrcoef(torch.stack((one.state.jaw, other.state.jaw)))[0, 1].abs() < 0.15
+    still = (one.state.pan == other.state.pan).all(1).float().mean()
+    assert 0.5 < still < 0.8

@@ -26,7 +26,7 @@ roll leans the head to the right of the picture. Angles are in radians.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -383,6 +383,23 @@ def sample_states(count: int, seed: Seed) -> State:
         ambient=uniform(0.45, 0.8),
         pan=normal(0, 0.04, 2),
     )
+
+
+def sample_pairs(count: int, seed: Seed) -> tuple[Faces, Faces]:
+    """Random pairs of frames, each pair as if from one film: one person in one light, mostly before a camera that is
+    still, with any two expressions, and the head moved by anything from nothing to as far as it goes."""
+    draw = Draw(count, seed)
+    identity = sample_identities(count, draw.generator)
+    one, other = sample_states(count, draw.generator), sample_states(count, draw.generator)
+    moved, panned = draw.uniform(), draw.chance(0.35)
+
+    def between(name: str, share: Tensor) -> Tensor:
+        start, end = getattr(one, name), getattr(other, name)
+        return start + share.view(-1, *[1] * (start.dim() - 1)) * (end - start)
+
+    head = {name: between(name, moved) for name in ("yaw", "pitch", "roll", "shift", "scale")}
+    other = replace(other, light=one.light, ambient=one.ambient, pan=between("pan", panned), **head)
+    return Faces(identity, one), Faces(identity, other)
 
 
 def wander(generator: torch.Generator, frames: int, seconds: float) -> Tensor:

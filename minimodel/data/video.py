@@ -195,15 +195,19 @@ class FrameCache:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to both frames of a pair alike: largest rotation (degrees), zoom and shift (shares of the side),
-    change of colours, and whether to mirror. Swapping source and driving needs no option: pairs come in both orders
-    anyway."""
+    """What is done to both frames of a pair alike. Swapping source and driving needs no option: pairs come in both
+    orders anyway."""
 
     flip: bool = True
+    """Mirror half of the pairs."""
     rotation: float = 15.0
+    """Largest rotation in degrees."""
     zoom: float = 0.15
+    """Largest change of size, as a share."""
     shift: float = 0.08
+    """Largest shift, as a share of half the side."""
     colour: float = 0.1
+    """Largest change of brightness, contrast and tint, as a share."""
 
 
 class VideoPairs:
