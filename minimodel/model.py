@@ -296,6 +296,14 @@ class AnimationModel(nn.Module):
         self.check_size(*image.shape[-2:])
         return self.prior.detect(image)
 
+    def coarse_motion(self, source: Float[Tensor, "b 3 h w"], motion: Motion) -> CoarseMotion:
+        """What `render` begins with, alone: how the prior would move the source picture."""
+        self.check_size(*source.shape[-2:])
+        start, correlation = self.prior.detect(source), None
+        if self.config.prior == "none":
+            correlation = self.structure(self.structure.encode_source(start, source), motion)
+        return self.prior(source, start, motion, correlation)
+
     def render(self, source: SourceState, motion: Motion) -> Output:
         """``motion`` of batch B moves a source of batch B, or of batch 1 for all of them."""
         batch = len(motion.points)

@@ -176,7 +176,7 @@ def in_double_precision():
 
 def train_among_others(folder, clips):
     data = ("synthetic", str(clips))
-    train(settings(folder / "single", clips, data=data, steps=5), **SIZES)
+    train(settings(folder / "single", clips, data=data, steps=3), **SIZES)
     in_double_precision()
     train(settings(folder / "double", clips, data=data, steps=20), **SIZES)
 
@@ -222,7 +222,8 @@ def test_two_processes_and_one_lose_alike(tmp_path, clips):
     assert ended.returncode == 0, ended.stderr[-2000:]
     ended = call("train_among_others", tmp_path / "one", clips)
     assert ended.returncode == 0, ended.stderr[-2000:]
-    for precision, steps, largest in (("single", 5, 4e-3), ("double", 20, 1e-4)):  # the losses are about 40
+    # In single precision rounding alone drives two runs apart within a few steps; the losses are about 100.
+    for precision, steps, largest in (("single", 3, 1e-2), ("double", 20, 1e-4)):
         one, two = (lines(tmp_path / folder / precision) for folder in ("one", "two"))
         assert [line["step"] for line in one] == [line["step"] for line in two] == list(range(1, steps + 1))
         assert max(abs(a["loss"] - b["loss"]) for a, b in zip(one, two)) <= largest
@@ -280,13 +281,17 @@ def test_minutes_count_training_alone(tmp_path, clips, monkeypatch):
 # ------------------------------------------------------------------------------------------------------- learning
 
 
+@pytest.mark.parametrize("motion_steps", [0, 2])
 @pytest.mark.parametrize("system", ["mrfa", "fomm", "npmr"])
-def test_one_pair_is_soon_known_by_heart(tmp_path, clips, monkeypatch, system):
+def test_one_pair_is_soon_known_by_heart(tmp_path, clips, monkeypatch, system, motion_steps):
     item = PairStream.__getitem__
     monkeypatch.setattr(PairStream, "__getitem__", lambda self, step: item(self, 0))
-    train(settings(tmp_path / "run", clips, steps=25, batch=2, learning_rate=2e-3, system=system), **SIZES)
-    losses = [line["loss"] for line in lines(tmp_path / "run")]
-    assert losses[-1] < 0.6 * losses[0]
+    options = dict(batch=2, learning_rate=2e-3, motion_steps=motion_steps, steps=24 * (1 + motion_steps) + 1)
+    train(settings(tmp_path / "run", clips, system=system, **options), **SIZES)
+    steps = lines(tmp_path / "run")
+    whole, motion = ([line["loss"] for line in steps if kind in line] for kind in ("perceptual", "moved"))
+    assert len(whole) == 25 and whole[-1] < 0.6 * whole[0]
+    assert len(motion) == 24 * motion_steps and (not motion or motion[-1] < motion[0])
 
 
 def test_the_average_follows_the_model_and_can_be_switched_off(tmp_path, clips):
@@ -376,9 +381,12 @@ def failing_from(step, monkeypatch):
     """The losses are NaN from this step on."""
     calls, forward = [], module.TrainingStep.forward
 
-    def lose(*arguments):
+    def lose(*arguments, **options):
         calls.append(1)
-        return {name: loss * (math.nan if len(calls) >= step else 1) for name, loss in forward(*arguments).items()}
+        return {
+            name: loss * (math.nan if len(calls) >= step else 1)
+            for name, loss in forward(*arguments, **options).items()
+        }
 
     monkeypatch.setattr(module.TrainingStep, "forward", lose)
 
@@ -519,6 +527,8 @@ def test_a_disk_that_is_full_is_said_in_one_line(tmp_path, clips, size):
         (dict(evaluate=("nowhere",)), "nowhere: no such"),
         (dict(minutes=1.0, steps=1), "either --steps or --minutes"),
         (dict(steps=None), "either --steps or --minutes"),
+        (dict(batch=0), "--batch is 0: expected more than 0"),
+        (dict(motion_steps=-1), "--motion-steps is -1: expected 0 or more"),
     ],
 )
 def test_wrong_settings_are_named_before_anything_is_written(tmp_path, clips, options, message):
