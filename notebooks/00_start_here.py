@@ -1,0 +1,250 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 0 · Start here: one photo, someone else's motion
+#
+# Given one photo and a video, make the person in the photo move like the person in the video. Nobody marks eyes or
+# mouths for the program, and it never saw either person: it learns what moving means from videos alone. That is
+# **unsupervised face animation**, and this course builds it from four papers, piece by piece.
+#
+# First the answer; the questions come after. This runs on a laptop's CPU.
+
+# %%
+from dataclasses import replace
+
+import torch
+from ipywidgets import FloatSlider
+
+from minimodel import metrics, show
+from minimodel.animate import render_frames
+from minimodel.data import synthetic
+from minimodel.model import AnimationModel
+from minimodel.warping import identity_grid, to_pixels, warp
+
+model = AnimationModel.load("tiny")
+
+# %% [markdown]
+# The **source** is a photo of one person. The **driving** video shows another one. Both are drawn by a renderer that is
+# part of this package, and the model has seen neither of them.
+
+# %%
+people = synthetic.sample_identities(2, seed=100)
+speech = synthetic.animate_states(120, seed=5)[::5]  # what a person does in five seconds, every fifth frame
+source = synthetic.render(synthetic.Faces(people[0], speech[0]), 64)
+video = synthetic.render(synthetic.Faces(people[1], speech), 64)
+made = torch.stack([frame for _, frame in render_frames(model, source, video)])
+
+# %%
+show.film(torch.cat([source.expand_as(video), video, made], dim=3), fps=6)
+
+# %% [markdown]
+# From left to right: photo, video, and the photo moving like the video. (A static page may show the first frame only;
+# here are four of them.)
+
+# %%
+show.pictures({"driving": video[4::6], "made": made[4::6]}, side=1.3)
+
+# %% [markdown]
+# ## How good is that?
+#
+# With two different people there is nothing to compare with. So the field does this: take the first frame of a video as
+# the photo, and rebuild the *rest of the same video*. Now the right answer is known. Every number in this course stands
+# beside the simplest thing one could do, which is to leave the photo as it is. (PSNR is explained in a later notebook;
+# one decibel more means a fifth less squared error.)
+
+# %%
+clip = synthetic.render(synthetic.Faces(people[0], speech), 64)
+rebuilt = torch.stack([frame for _, frame in render_frames(model, source, clip)])
+copying = metrics.psnr(source.expand_as(clip)[1:], clip[1:]).mean()
+ours = metrics.psnr(rebuilt[1:], clip[1:]).mean()
+assert ours > copying + 2
+show.pictures({"wanted": clip[4::6], "rebuilt": rebuilt[4::6]}, side=1.3)
+
+# %% [markdown]
+# ## How does it work?
+#
+# In three steps, which the model hands out as it goes:
+#
+# 1. **Where does each pixel come from?** A *flow* says for every pixel of the new frame where in the photo to look.
+#    (Colours: the hue is the direction, the strength the distance, white stands still.)
+# 2. **Fetch it.** *Warping* the photo by the flow.
+# 3. **What can't be fetched is painted.** A mouth that opens shows teeth that the photo never had. An *occlusion map*
+#    says where to trust the warped photo, and a generator paints the rest.
+
+# %%
+with torch.no_grad():
+    output = model(source, clip[12:13])
+steps = [source, clip[12:13], show.flow_colors(output.flows[-1]), output.warped_source]
+steps += [show.heat(torch.sigmoid(output.occlusions[-1])), output.image]
+show.pictures({"": torch.cat(steps)}, columns=["photo", "driving", "1 flow", "2 warped", "3 trust", "result"])
+
+# %% [markdown]
+# ## Faces that know the answer
+#
+# Did the model find the *right* flow? With filmed faces nobody can say, and so none of the papers could. Our faces are
+# rendered from a small 3-D head, so the computer knows where each point of skin went. A face is an **identity** (who it
+# is) and a **state** (what it is doing):
+
+# %%
+everyone = synthetic.Faces(synthetic.sample_identities(8, seed=3), synthetic.neutral_states(1))
+show.pictures({"": synthetic.render(everyone, 96)}, side=1.2)
+
+# %% [markdown]
+# Move somebody's head, jaw, lids and gaze:
+
+# %%
+calm = synthetic.neutral_states(1)
+
+
+def in_state(yaw=0.0, jaw=0.0, smile=0.0, lids=1.0, look=0.0):
+    both = dict(lids=torch.full((1, 2), lids), gaze=torch.tensor([[look, 0.0]]))
+    one = dict(yaw=torch.tensor([yaw]), jaw=torch.tensor([jaw]), smile=torch.tensor([smile]))
+    return synthetic.Faces(people[0], replace(calm, **one, **both))
+
+
+def draw(**state):
+    return show.draw_pictures({"": synthetic.render(in_state(**state), 128)}, side=2.5)
+
+
+ranges = dict(yaw=(0.3, -0.6, 0.6), jaw=(0.3, 0, 1), smile=(0.0, -1, 1), lids=(1.0, 0, 1.4), look=(0.0, -0.5, 0.5))
+sliders = {k: FloatSlider(v, min=a, max=b, step=0.05) for k, (v, a, b) in ranges.items()}
+show.playground(draw, **sliders)
+# %%
+names = dict(yaw=0.5, jaw=0.8, smile=1.0, lids=0.0, look=0.5)
+poses = [in_state()] + [in_state(**{name: value}) for name, value in names.items()]
+show.pictures({"": torch.cat([synthetic.render(pose, 96) for pose in poses])}, columns=["at rest", *names], side=1.4)
+
+# %% [markdown]
+# ## The true flow
+#
+# One sentence fixes the notation of the whole course. A flow $F$ lives on the driving frame $D$ and points *back* into
+# the source $S$, so that where the source shows the point at all,
+#
+# $$D(z) \approx S\big(z + F(z)\big).$$
+#
+# In a loop, taking the nearest pixel:
+
+# %%
+SIZE = 128
+one, other = in_state(yaw=-0.2), in_state(yaw=0.35, jaw=0.6, smile=0.5)
+ambient = [synthetic.Faces(face.identity, replace(face.state, ambient=torch.ones(1))) for face in (one, other)]
+S, D = (synthetic.render(face, SIZE) for face in ambient)
+F, visible = synthetic.flow_between(*ambient, SIZE)
+
+
+def warp_nearest(image, flow):
+    made = torch.zeros_like(image)
+    positions = to_pixels((identity_grid(SIZE, SIZE) + flow).permute(1, 2, 0), (SIZE, SIZE)).round().long()
+    for i in range(SIZE):
+        for j in range(SIZE):
+            x, y = positions[i, j].clamp(0, SIZE - 1)
+            made[:, i, j] = image[:, y, x]
+    return made
+
+
+# %% [markdown]
+# The package's `warp` is the same with pixels mixed smoothly, so it comes out a little closer:
+
+# %%
+by_loop, by_package = warp_nearest(S[0], F[0])[None], warp(S, F)
+show.pictures(
+    {"": torch.cat([S, D, show.flow_colors(F), by_loop, by_package, visible.expand(-1, 3, -1, -1)])},
+    columns=["source", "driving", "true flow", "loop", "package", "visible"],
+)
+errors = [(255 * metrics.l1(picture * visible, D * visible)).item() for picture in (S, by_loop, by_package)]
+assert errors[0] > 2 * errors[1] > 2 * errors[2]
+
+# %% [markdown]
+# Where `visible` is black, the source doesn't show the point: the far cheek had turned away, the teeth were behind the
+# lips. There the true flow fetches something wrong, and no flow could do better.
+#
+# Beside the flow, the renderer knows 74 landmarks and which part of the face each pixel belongs to. The model is never
+# told any of this. We only use it to *check* the model.
+
+# %%
+import matplotlib.pyplot as plt
+
+figure, axes = plt.subplots(1, 2, figsize=(6, 3))
+axes[0].imshow(D[0].permute(1, 2, 0))
+show.dots(axes[0], synthetic.landmarks(other)[0], (SIZE, SIZE), s=9, color="tab:red", linewidths=0)
+axes[1].imshow(synthetic.parsing(other, SIZE)[0], cmap="tab20")
+for axis, title in zip(axes, ("landmarks", "parts"), strict=True):
+    axis.set(title=title, xticks=[], yticks=[])
+plt.show()
+
+# %% [markdown]
+# ## Does the model find it?
+#
+# The model's flow against the true one, on pixels of the face that the source shows, in pixels of a 64-pixel picture.
+# "Nothing moves" is the error of no flow at all, which is simply how far things moved.
+
+# %%
+first, later = (synthetic.Faces(people[0], speech[i]) for i in (0, 12))
+truth, seen = synthetic.flow_between(first, later, 64)
+skin = synthetic.parsing(later, 64) == synthetic.PARTS.index("skin")
+where = skin[:, None] & seen.bool()
+found = metrics.flow_error(output.flows[-1], truth, where).item()
+nothing = metrics.flow_error(0 * truth, truth, where).item()
+assert found < 0.7 * nothing
+largest = truth.norm(dim=1).max().item()
+flows = [show.flow_colors(flow, largest=largest) for flow in (truth, output.flows[-1])]
+show.pictures({"": torch.cat(flows)}, columns=["true", "found"], side=2)
+
+# %% [markdown]
+# It does, roughly, though nobody ever showed it a flow. How that is possible is what the next notebooks are about.
+#
+# ## Break it
+#
+# What if the flow pointed the other way, from the source to the driving frame? Then $z + F(z)$ asks the wrong question,
+# and the result is worse than doing nothing:
+
+# %%
+forward, _ = synthetic.flow_between(ambient[1], ambient[0], SIZE)
+wrong = warp(S, forward)
+show.pictures({"": torch.cat([S, D, by_package, wrong])}, columns=["source", "driving", "backward", "forward"])
+assert metrics.l1(wrong, D) > metrics.l1(S, D) > metrics.l1(by_package, D)
+
+# %% [markdown]
+# ## The map
+#
+# | | you build | in the package |
+# |---|---|---|
+# | **0** | (this) the task, the faces, the true flow | [`data/synthetic.py`](../minimodel/data/synthetic.py) |
+# | [**1**](01_affine_flows.ipynb) | coordinates, warping, ten moving parts | [`warping.py`](../minimodel/warping.py), [`affine.py`](../minimodel/affine.py), [`dense_motion.py`](../minimodel/dense_motion.py) |
+# | [**3**](03_unsupervised_keypoints.ipynb) | points that nobody labelled | [`keypoints.py`](../minimodel/keypoints.py), [`losses.py`](../minimodel/losses.py) |
+# | [**6**](06_structure_correlation.ipynb) | who in the source looks like whom in the driving frame | [`correlation.py`](../minimodel/correlation.py) |
+# | [**7**](07_lookup_and_refinement.ipynb) | refining the flow from 8 pixels to the whole picture | [`refinement.py`](../minimodel/refinement.py) |
+# | [**8**](08_occlusion_gated_unet.ipynb) | painting what can't be fetched | [`generator.py`](../minimodel/generator.py) |
+# | [**11**](11_train_a_full_model.ipynb) | training, measuring and using the whole | [`train.py`](../minimodel/train.py), [`evaluate.py`](../minimodel/evaluate.py), [`animate.py`](../minimodel/animate.py) |
+#
+# The papers behind it: *Learning Motion Refinement for Unsupervised Face Animation* (below and everywhere: **MRFA**),
+# which notebooks 1 to 8 follow, and its ancestors. Chapters that are not in this table (splines, landmarks, metrics,
+# ways to transfer motion) are still being written.
+#
+# ## Exercises
+#
+# 1. Drive the photo with the *mirrored* video (`video.flip(3)`). What do you expect of the head's direction, and what
+#    do you see?
+# 2. In `errors` above, even the true flow leaves something. Is it more at 64 or at 256 pixels? Why?
+#
+# <details><summary>Solutions</summary>
+#
+# 1. `render_frames(model, source, video.flip(3))`: the face turns the other way. The photo isn't mirrored, only the
+#    motion is: motion and looks have been separated.
+# 2. More at 64 (set `SIZE`): every warp mixes neighbouring pixels, and at 64 pixels an eyelash or a lip is only one
+#    pixel wide. The blur is a matter of pixels, not of millimetres.
+#
+# </details>
+#
+# **Read next:** [1 · Affine flows](01_affine_flows.ipynb).

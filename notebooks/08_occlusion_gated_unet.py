@@ -1,0 +1,444 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 8 · The occlusion-gated U-Net: fetch what the source shows, paint what it doesn't
+#
+# Notebook 7 ended with a flow at every scale, and beside each flow an **occlusion** map: can the source show this place
+# at all? A flow can only *fetch*. If the source's mouth was shut, there are no teeth to fetch; if the head was turned
+# away, there is no ear. Those places have to be painted by a network.
+#
+# The paper's generator (**MRFA**, section 3.3, Equations 9 and 10) does both, and decides pixel by pixel and scale by
+# scale which of the two to believe. The decision is one multiplication. We build it first without any weights, then with
+# the trained ones, and then set the gates by hand.
+
+# %%
+
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from ipywidgets import FloatSlider
+
+from minimodel import evaluate, metrics, show
+from minimodel.data import synthetic
+from minimodel.model import AnimationModel
+from minimodel.warping import resize_flow, warp
+
+torch.manual_seed(0)
+SIZE = 64
+
+# %% [markdown]
+# ## The answer first
+#
+# A pair with a strong turn of the head. The renderer knows the true flow and which pixels are hidden in the source (dark
+# in the fourth picture). Warping alone, even by the true flow, fills these with whatever happens to lie there.
+
+# %%
+identity = synthetic.sample_identities(1, seed=7)
+states = synthetic.sample_states(40, seed=3)
+moved = replace(states[27], light=states[8].light, ambient=states[8].ambient)
+source, driving = synthetic.Faces(identity, states[8]), synthetic.Faces(identity, moved)
+S, D = synthetic.render(source, SIZE), synthetic.render(driving, SIZE)
+true_flow, visible = synthetic.flow_between(source, driving, SIZE)
+hidden = visible < 0.5
+
+# %%
+model = AnimationModel.load("tiny")
+with torch.no_grad():
+    state, motion = model.encode_source(S), model.encode_driving(D)
+    output = model.render(state, motion)
+pictures = [S, D, warp(S, true_flow), warp(S, true_flow) * visible, output.warped_source, output.image]
+columns = ["source", "driving", "true flow alone", "hidden: dark", "model's flow alone", "generated"]
+show.pictures({"": torch.cat(pictures)}, columns=columns, side=1.7)
+
+# %% [markdown]
+# ## Equations 9 and 10
+#
+# The source image runs down an encoder, which leaves features $f_i$ at every scale; $f_1$ is the coarsest. Each is
+# warped by the flow of its own scale, and multiplied by the occlusion of its own scale (1 = visible):
+#
+# $$\text{out}_1 = \mathcal{F}_1(f_1) \cdot \mathcal{O}_1 \tag{9}$$
+#
+# $$\text{out}_{i+1} = \underbrace{\mathcal{F}_{i+1}(f_{i+1}) \cdot \mathcal{O}_{i+1}}_{\text{fetched}}
+# + \underbrace{\text{UpBlock}(\text{ResBlock}(\text{out}_i)) \cdot (1 - \mathcal{O}_{i+1})}_{\text{painted, from below}} \tag{10}$$
+#
+# Where $\mathcal{O} = 1$ the warped feature goes through and what rises from below is thrown away; where
+# $\mathcal{O} = 0$ it is the other way round. One pixel at a time:
+
+
+# %%
+def gate_naive(fetched, painted, occlusion):
+    """Eq. 10's choice. (C, h, w), (C, h, w) and (h, w) with values in [0, 1]."""
+    out = torch.zeros_like(fetched)
+    for i in range(out.shape[1]):
+        for j in range(out.shape[2]):
+            o = occlusion[i, j]
+            out[:, i, j] = fetched[:, i, j] * o + painted[:, i, j] * (1 - o)
+    return out
+
+
+# %%
+def gate(fetched, painted, occlusion):
+    """The same for a batch, in one line."""
+    return fetched * occlusion + painted * (1 - occlusion)
+
+
+a, b, o = torch.rand(1, 3, 5, 6), torch.rand(1, 3, 5, 6), torch.rand(1, 1, 5, 6)
+assert torch.allclose(gate(a, b, o)[0], gate_naive(a[0], b[0], o[0, 0]))
+
+
+# %% [markdown]
+# ## Without any weights
+#
+# Does this formula know anything about faces? Replace every network by the plainest thing that fits: features = the
+# picture itself, averaged down; UpBlock and ResBlock = enlarging. Flow and occlusion are the truth. A fourth channel of
+# ones goes along with the three colours; what is left of it at the end says how much weight arrived, and we divide by it.
+
+# %%
+sizes = [(8, 8), (16, 16), (32, 32), (64, 64)]
+
+
+def plain_unet(image, flow, occlusion):
+    """Eq. 9-10 with pictures for features; ``occlusion`` in [0, 1]. Returns what every scale makes."""
+    image = torch.cat([image, torch.ones_like(image[:, :1])], 1)
+    outs, below = [], torch.zeros(len(image), 4, 8, 8)  # nothing rises from below the first scale: Eq. 9
+    for size in sizes:
+        fetched = warp(resize_flow(image, size), resize_flow(flow, size))
+        below = gate(fetched, resize_flow(below, size), resize_flow(occlusion, size))
+        outs.append(below[:, :3] / below[:, 3:].clamp_min(1e-3))
+    return outs
+
+
+# %%
+filled = plain_unet(S, true_flow, visible)
+pictures = [F.interpolate(out, (SIZE, SIZE)) for out in filled] + [warp(S, true_flow), D]
+columns = [*(f"out$_{i + 1}$, {size[0]}" for i, size in enumerate(sizes)), "warped only", "driving"]
+show.pictures({"": torch.cat(pictures)}, columns=columns, side=1.7)
+
+# %% [markdown]
+# The visible pixels are exactly the warped ones: at the last scale the gate is open there. The hidden ones come from
+# below, where a pixel is larger and part of it was visible: a blurred guess from the surroundings (black, if there is
+# any: nothing of it visible yet). Crude, yet closer
+# to the driving frame than what the warp puts there, on average over forty pairs:
+
+# %%
+several = synthetic.Faces.sample(40, seed=11)
+others = synthetic.Faces(several.identity, synthetic.sample_states(40, seed=12))
+flows, seen = synthetic.flow_between(several, others, SIZE)
+images, wanted = synthetic.render(several, SIZE), synthetic.render(others, SIZE)
+made = plain_unet(images, flows, seen)[-1]
+
+
+def l1_where(made, wanted, where):
+    return float(((made - wanted).abs().mean(1, keepdim=True) * where).sum() / where.sum())
+
+
+by_warp, by_gates = (l1_where(x, wanted, seen < 0.5) for x in (warp(images, flows), made))
+assert torch.allclose(made * seen, warp(images, flows) * seen, atol=1e-4)
+assert by_gates < 0.95 * by_warp
+
+# %% [markdown]
+# That is the whole skeleton. What training adds: features instead of colours, and blocks that can paint teeth rather
+# than a blur.
+#
+# ## With weights
+#
+# `GatedUNet` has two public calls: `encode(image)` gives the features, once per source, and `forward` makes the picture
+# from features, flows and occlusions. Occlusions travel as **logits** (any number; the sigmoid makes
+# them 0 to 1), so that the refinement of notebook 7 can add to them.
+#
+# Here is Eq. 9-10 again, slowly, with the trained blocks:
+
+
+# %%
+@torch.no_grad()
+def generate_naive(generator, features, flows, occlusions):
+    out = torch.zeros_like(features[0][0])
+    for i, (f_i, F_i, logits) in enumerate(zip(features, flows, occlusions)):
+        if i > 0:
+            out = generator.up[i - 1](generator.residual[i - 1](out[None]))[0]
+        O_i = torch.sigmoid(logits)[0, 0]
+        out = gate_naive(warp(f_i, F_i)[0], out, O_i)
+    return torch.sigmoid(generator.last(out[None]))[0]
+
+
+flows_i, occlusions_i = output.flows[1:], output.occlusions[1:]  # entry 0 is the coarse stage
+by_hand = generate_naive(model.generator, state.features, flows_i, occlusions_i)
+with torch.no_grad():
+    painted = model.generator(state.features, flows_i, occlusions_i)
+assert torch.allclose(by_hand, painted[0], atol=1e-4)
+
+# %% [markdown]
+# One step follows that the paper doesn't mention and its published code has: Eq. 10 once more, on the *pictures*. The
+# warped source where the finest gate is open, what the U-Net painted elsewhere. `Config.blend` switches it. `draw` does
+# both steps with flows and occlusions of our choice:
+
+
+# %%
+@torch.no_grad()
+def draw(flows=flows_i, occlusions=occlusions_i, features=state.features, image=S):
+    painted = model.generator(features, flows, occlusions)
+    if not model.config.blend:
+        return painted
+    return gate(warp(image, flows[-1]), painted, torch.sigmoid(occlusions[-1]))
+
+
+assert torch.allclose(draw(), output.image, atol=1e-5)
+
+# %% [markdown]
+# What flows through it? Features have too many channels to draw; the three directions in which they vary most are shown
+# as red, green and blue (the same directions before and after warping).
+
+
+# %%
+def as_colours(features, like):
+    """Features -> three colours: the main directions of ``like``."""
+    flat = like[0].flatten(1).T
+    middle = flat.mean(0)
+    directions = torch.linalg.svd(flat - middle, full_matrices=False).Vh[:3]
+    values = torch.einsum("bchw, kc -> bkhw", features - middle.view(-1, 1, 1), directions)
+    spread = torch.einsum("nc, kc -> nk", flat - middle, directions).std(0).view(3, 1, 1)
+    return (values / (4 * spread) + 0.5).clamp(0, 1)
+
+
+# %%
+scales = list(zip(state.features, flows_i, occlusions_i))
+rows = {
+    "$f_i$": [as_colours(f_i, f_i) for f_i, _, _ in scales],
+    "$F_i$": [show.flow_colors(F_i, largest=true_flow.norm(dim=1).max().item()) for _, F_i, _ in scales],
+    "$F_i(f_i)$": [as_colours(warp(f_i, F_i), f_i) for f_i, F_i, _ in scales],
+    "$O_i$": [show.heat(torch.sigmoid(O_i)) for _, _, O_i in scales],
+}
+rows = {name: torch.cat([F.interpolate(x, (SIZE, SIZE)) for x in row]) for name, row in rows.items()}
+show.pictures(rows, columns=[f"{F_i.shape[-1]} pixels" for F_i in flows_i])
+
+# %% [markdown]
+# In the last line, yellow fetches and blue paints.
+#
+# ## Set the gates by hand
+#
+# The cleanest way to see what a gate does is to hold it.
+
+
+# %%
+def all_gates(logit):
+    return [torch.full_like(O_i, logit) for O_i in occlusions_i]
+
+
+# %% [markdown]
+# **All shut.** No feature passes anywhere: Eq. 9 gives zeros, and all that follows is painted from zeros. The picture
+# cannot depend on the source. We try it with another person, and get the same:
+
+# %%
+stranger = synthetic.render(synthetic.Faces.sample(1, seed=5), SIZE)
+with torch.no_grad():
+    strange = model.encode_source(stranger)
+shut = draw(occlusions=all_gates(-30.0))
+shut_stranger = draw(occlusions=all_gates(-30.0), features=strange.features, image=stranger)
+assert torch.allclose(shut, shut_stranger, atol=1e-4)
+
+# %% [markdown]
+# **All open.** At the last scale everything is fetched, so nothing of the coarser scales survives, however wrong their
+# flows are. With `blend`, the result is the warped source itself:
+
+# %%
+opened = draw(occlusions=all_gates(30.0))
+nonsense = [torch.randn_like(F_i) for F_i in flows_i[:-1]] + [flows_i[-1]]
+assert torch.allclose(opened, draw(flows=nonsense, occlusions=all_gates(30.0)), atol=1e-4)
+if model.config.blend:
+    assert torch.allclose(opened, output.warped_source, atol=1e-4)
+
+# %% [markdown]
+# **In between.** We add a number to all of the model's own logits. Under each picture its PSNR against the driving
+# frame: higher is closer.
+
+
+# %%
+def pictures_with_psnr(pictures, titles, side=1.7):
+    figure, axes = plt.subplots(1, len(pictures), figsize=(side * len(pictures), side + 0.4))
+    for axis, picture, title in zip(axes, pictures, titles):
+        axis.imshow(picture[0].clamp(0, 1).permute(1, 2, 0))
+        axis.set(xticks=[], yticks=[], xlabel=f"{metrics.psnr(picture, D).item():.1f} dB")
+        axis.set_title(title, fontsize=9)
+    figure.tight_layout(pad=0.4)
+    return figure
+
+
+shifts = [-30.0, -3.0, -1.0, 0.0, 1.0, 3.0, 30.0]
+shifted = [draw(occlusions=[O_i + shift for O_i in occlusions_i]) for shift in shifts]
+names = ["all shut", "logits − 3", "logits − 1", "as they are", "logits + 1", "logits + 3", "all open"]
+pictures_with_psnr(shifted, names)
+plt.show()
+
+# %% [markdown]
+# The same with the mouse, together with a factor on the flow. Watch what happens to a *wrong* flow while you shut the
+# gates:
+
+
+# %%
+def by_mouse(logits=0.0, flow=1.0):
+    flows = [F_i * flow for F_i in flows_i]
+    occlusions = [O_i + logits for O_i in occlusions_i]
+    gates = show.heat(torch.sigmoid(occlusions[-1]))
+    pictures = [gates, warp(S, flows[-1]), draw(flows, occlusions), D]
+    return pictures_with_psnr(pictures, ["gates", "warped", "generated", "driving"])
+
+
+show.playground(
+    by_mouse,
+    logits=FloatSlider(0.0, min=-6, max=6, step=0.5),
+    flow=FloatSlider(1.0, min=-1, max=2, step=0.25),
+)
+
+# %% [markdown]
+# ## Does the model know what is hidden?
+#
+# Nobody told it. Occlusion is not a label here; it is a gate that learned from the picture's loss alone. It may paint
+# where painting is easier than fetching (a plain backdrop, an edge that the flow gets slightly wrong), and fetch a hidden
+# pixel whose wrong colour happens to fit. So compare, but don't expect a copy:
+
+# %%
+gates = [torch.sigmoid(resize_flow(O_i, (SIZE, SIZE))) for O_i in output.occlusions]
+columns = ["driving", "visible, truth", "coarse", *(f"$O_{i + 1}$" for i in range(len(occlusions_i)))]
+show.pictures({"": torch.cat([D, show.heat(visible), *map(show.heat, gates)])}, columns=columns)
+
+# %% [markdown]
+# For ten people the model has never seen (of the frozen benchmark; six frames each, an earlier one as source): how open is the finest gate on pixels that the source truly shows, and on those it doesn't?
+
+# %%
+people = synthetic.sample_identities(evaluate.BENCHMARK_CLIPS, evaluate.BENCHMARK_SEED)
+clips = []
+for number in range(10):
+    speaking = synthetic.animate_states(125, evaluate.BENCHMARK_SEED + number)[::20]
+    clips.append(evaluate.synthetic_clip(str(number), synthetic.Faces(people[number], speaking), SIZE))
+wanted = torch.cat([clip.frames[1:] for clip in clips])
+shown = torch.cat([clip.truth.visible for clip in clips])
+
+# %%
+with torch.no_grad():
+    outs = [model.render(model.encode_source(c.frames[:1]), model.encode_driving(c.frames[1:])) for c in clips]
+openness = torch.cat([torch.sigmoid(out.occlusions[-1]) for out in outs])
+warped, generated = (torch.cat([getattr(out, name) for out in outs]) for name in ("warped_source", "image"))
+bins = torch.linspace(0, 1, 41)
+plt.figure(figsize=(5, 2.4))
+for name, where in (("truly visible", shown), ("truly hidden", ~shown)):
+    plt.hist(openness[where], bins=bins, density=True, histtype="step", label=name)
+plt.gca().set(xlabel="finest gate (0 paints, 1 fetches)", yticks=[])
+plt.legend()
+plt.show()
+
+# %% [markdown]
+# ## Painted against fetched
+#
+# What does the generator add to warping the image alone, by the *same* flow? Error of the colours, where the source shows
+# the pixel and where it doesn't. Squared this time: a cheek in the place of an ear should count more than a shade that is
+# slightly off.
+
+# %%
+areas = {"visible": shown, "hidden": ~shown}
+squares = [(made - wanted).square().mean(1, keepdim=True) for made in (warped, generated)]
+bars = {name: [square[where].mean().item() for square in squares] for name, where in areas.items()}
+plt.figure(figsize=(4, 2.4))
+for k, name in enumerate(("warped only", "generated")):
+    plt.bar([x + 0.4 * k for x in range(2)], [bars[area][k] for area in areas], 0.4, label=name)
+plt.xticks([0.2, 1.2], list(areas))
+plt.ylabel("mean squared error")
+plt.legend()
+plt.show()
+assert bars["hidden"][1] < bars["hidden"][0]
+
+# %% [markdown]
+# ## Break it: wrong flows
+#
+# A generator that can paint could repair a wrong flow, or ignore it. We give it flows that are wrong on purpose and
+# leave the gates as they are. Above the warped source, below what the generator makes of the same flow:
+
+# %%
+mistakes = {
+    "its own": flows_i,
+    "the true flow": [resize_flow(true_flow, F_i.shape[-2:]) for F_i in flows_i],
+    "no motion": [0 * F_i for F_i in flows_i],
+    "doubled": [2 * F_i for F_i in flows_i],
+    "opposite": [-F_i for F_i in flows_i],
+    "noise added": [F_i + 0.15 * torch.randn_like(F_i) for F_i in flows_i],
+}
+pictures_with_psnr([warp(S, flows[-1]) for flows in mistakes.values()], list(mistakes))
+pictures_with_psnr([draw(flows) for flows in mistakes.values()], [""] * len(mistakes))
+plt.show()
+
+# %% [markdown]
+# The true flow needn't score best: in hidden places it points at whatever covers them, while a learned flow may point at
+# something that merely looks right. And the generator follows the flow it is given. The gates were made together with the model's own flow, and know nothing of our
+# mistakes: **a gate says where not to trust the flow, but it can't say what would have been right.** So better flows, not
+# a better painter, are what moves lips and lids, and this is why the paper refines flows. Over all ten people:
+
+# %%
+still = []
+with torch.no_grad():
+    for clip, out in zip(clips, outs):
+        features = [f.expand(len(out.image), -1, -1, -1) for f in model.generator.encode(clip.frames[:1])]
+        image = clip.frames[:1].expand_as(out.image)
+        still.append(draw([0 * F_i for F_i in out.flows[1:]], out.occlusions[1:], features, image))
+gain = (metrics.psnr(generated, wanted) - metrics.psnr(torch.cat(still), wanted)).mean()
+assert gain > 0.3  # dB; the same generator, with its own flows and with none
+
+# %% [markdown]
+# ### Which scale does what?
+#
+# Break the flow of one scale only (set it to zero), the others stay. Coarse scales carry what is painted, the finest what
+# is fetched:
+
+# %%
+one_wrong = [[0 * F_i if i == k else F_i for i, F_i in enumerate(flows_i)] for k in range(len(flows_i))]
+differences = [(draw(flows) - output.image).abs().mean(1, keepdim=True) * 5 for flows in one_wrong]
+columns = [f"no flow at {F_i.shape[-1]} pixels" for F_i in flows_i]
+rows = {"result": torch.cat([draw(flows) for flows in one_wrong])}
+rows["change × 5"] = torch.cat([show.heat(difference) for difference in differences])
+show.pictures(rows, columns=columns, side=1.8)
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. How much does each scale contribute to a pixel? If blocks only enlarged, the weight of scale $i$ would be
+#    $\mathcal{O}_i \prod_{j>i} (1 - \mathcal{O}_j)$. Draw these maps. What do they sum to?
+# 2. Give the generator the *true* visibility as occlusion (as logits: +4 and −4) with the true flow. Is its PSNR higher
+#    than with its own? Explain either result.
+# 3. First-order motion models gate once, at the coarsest scale, and decode everything from there. What is lost?
+#
+# <details><summary>Solutions</summary>
+#
+# 1. ```python
+#    O = [torch.sigmoid(resize_flow(O_i, (SIZE, SIZE))) for O_i in occlusions_i]
+#    weights, rest = [], torch.ones_like(O[-1])
+#    for O_i in reversed(O):
+#        weights.insert(0, O_i * rest)
+#        rest = rest * (1 - O_i)
+#    show.pictures({"": torch.cat([show.heat(w) for w in [*weights, rest]])})
+#    ```
+#    They sum to one together with `rest`, the weight of "nothing" (the zeros below Eq. 9). `rest` is why the plain
+#    version needed a fourth channel.
+# 2. `draw(mistakes["the true flow"], [resize_flow(visible, O_i.shape[-2:]) * 8 - 4 for O_i in occlusions_i])`. The
+#    blocks were trained with this model's own gates and flows. Truer inputs can be *stranger* inputs: where it has
+#    learned to correct a habit of its own gates, the correction is now wrong.
+# 3. Every visible detail has to be squeezed through the coarsest features and painted again. Gates at all scales let
+#    fine features (the texture of skin, hair, a backdrop) pass unpainted. That is the "multi-scale feature fusion" to
+#    which the paper's Table 3 treats all of its baselines.
+#
+# </details>
+#
+# ## Read next
+#
+# The code of this notebook: [`minimodel/generator.py`](../minimodel/generator.py), and how the parts come together in
+# [`minimodel/model.py`](../minimodel/model.py). Next: [11 · Train a full model](11_train_a_full_model.ipynb).
