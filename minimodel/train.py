@@ -90,7 +90,7 @@ class TrainConfig:
     augmentation: Augmentation = Augmentation()
     """... by this much."""
     motion_steps: int = 2
-    """Steps that train motion alone, after each step that trains all; they take a third of the time."""
+    """Steps that train motion alone, after each step that trains all; each takes a third of that one's time."""
     average: float = 0.999
     """Decay of the moving average of weights that is evaluated and saved; 0 for none."""
     evaluate_minutes: float = 5.0

@@ -399,7 +399,7 @@ assert metrics.flow_error(found, true_flow, face) < 0.7 * metrics.flow_error(0 *
 # is. [Notebook 3](03_unsupervised_keypoints.ipynb) shows how it learns them.
 #
 # The coarse flow knows where the head went. What ten parts can't say well is *small and soft*: lips, lids, the gaze.
-# That is what motion refinement adds (notebooks 6 and 7), and what splines approach from another side (notebook 2).
+# That is what motion refinement is for (notebooks 6 and 7), and what splines approach from another side (notebook 2).
 #
 # ## Exercises
 #

@@ -248,7 +248,8 @@ assert (peak - truth).abs().max() <= 0.5
 # %% [markdown]
 # Beside them, the rows of the shipped model. Nobody taught it that rows should be hills at the circle: its encoders
 # learned only what helped the *next* network (notebook 7) to correct the flow, and that network looks at small
-# neighbourhoods only. So don't expect one hill; ask whether the pattern changes when the place does.
+# neighbourhoods only. So don't expect one hill; ask whether the pattern changes when the place does. (In these weights it
+# changes little: as notebook 7 measures, their coarse flow has left the next network nothing to correct.)
 
 # %%
 with torch.no_grad():

@@ -30,6 +30,15 @@ def test_output_keeps_every_stage(system):
     assert (output.correlation is None) == (system == "fomm")
 
 
+@pytest.mark.parametrize("system", NEW)
+@torch.no_grad()
+def test_the_coarse_motion_alone_is_what_rendering_begins_with(system):
+    source, driving = pair()
+    model = tiny(system=system)
+    alone, whole = model.coarse_motion(source, model.encode_driving(driving)), model(source, driving).coarse
+    assert torch.equal(alone.flow, whole.flow) and torch.equal(alone.occlusion, whole.occlusion)
+
+
 @torch.no_grad()
 def test_rendering_from_a_cached_source_equals_the_whole_way_and_encodes_the_source_once():
     model = tiny()

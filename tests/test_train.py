@@ -176,7 +176,7 @@ def in_double_precision():
 
 def train_among_others(folder, clips):
     data = ("synthetic", str(clips))
-    train(settings(folder / "single", clips, data=data, steps=3), **SIZES)
+    train(settings(folder / "single", clips, data=data, steps=5), **SIZES)
     in_double_precision()
     train(settings(folder / "double", clips, data=data, steps=20), **SIZES)
 
@@ -222,8 +222,7 @@ def test_two_processes_and_one_lose_alike(tmp_path, clips):
     assert ended.returncode == 0, ended.stderr[-2000:]
     ended = call("train_among_others", tmp_path / "one", clips)
     assert ended.returncode == 0, ended.stderr[-2000:]
-    # In single precision rounding alone drives two runs apart within a few steps; the losses are about 100.
-    for precision, steps, largest in (("single", 3, 1e-2), ("double", 20, 1e-4)):
+    for precision, steps, largest in (("single", 5, 4e-3), ("double", 20, 1e-4)):
         one, two = (lines(tmp_path / folder / precision) for folder in ("one", "two"))
         assert [line["step"] for line in one] == [line["step"] for line in two] == list(range(1, steps + 1))
         assert max(abs(a["loss"] - b["loss"]) for a, b in zip(one, two)) <= largest
