@@ -133,19 +133,26 @@ class SourceState:
     context: list[Tensor] = field(default_factory=list)
 
 
-@dataclass
-class Output:
-    """A rendered frame with every stage on the way to it: ``flows`` and ``occlusions`` (logits) list the coarse stage
-    first, then one of each scale; ``painted`` is what the generator made, before the last step that blends it with
-    ``warped_source`` (without ``Config.blend`` it is the image); ``correlation`` is there when the model refines."""
+@dataclass(kw_only=True)
+class Stages:
+    """How a source moves to a driving frame: ``flows`` and ``occlusions`` (logits) list the coarse stage first, then
+    one of each scale; ``warped_source`` is the source moved by the last flow; ``correlation`` is there when the model
+    refines."""
 
-    image: Float[Tensor, "b 3 h w"]
-    painted: Float[Tensor, "b 3 h w"]
     flows: list[Tensor]
     occlusions: list[Tensor]
     warped_source: Float[Tensor, "b 3 h w"]
     coarse: CoarseMotion
-    correlation: Correlation | None = None
+    correlation: Correlation | None
+
+
+@dataclass(kw_only=True)
+class Output(Stages):
+    """A rendered frame with every stage on the way to it; ``painted`` is what the generator made, before the last step
+    that blends it with ``warped_source`` (without ``Config.blend`` it is the image)."""
+
+    image: Float[Tensor, "b 3 h w"]
+    painted: Float[Tensor, "b 3 h w"]
 
 
 class AffinePrior(nn.Module):
@@ -296,18 +303,9 @@ class AnimationModel(nn.Module):
         self.check_size(*image.shape[-2:])
         return self.prior.detect(image)
 
-    def coarse_motion(self, source: Float[Tensor, "b 3 h w"], motion: Motion) -> CoarseMotion:
-        """What `render` begins with, alone: how the prior would move the source picture."""
-        self.check_size(*source.shape[-2:])
-        start, correlation = self.prior.detect(source), None
-        if self.config.prior == "none":
-            correlation = self.structure(self.structure.encode_source(start, source), motion)
-        return self.prior(source, start, motion, correlation)
-
-    def render(self, source: SourceState, motion: Motion) -> Output:
-        """``motion`` of batch B moves a source of batch B, or of batch 1 for all of them."""
-        batch = len(motion.points)
-        source = _expand(source, batch)
+    def move(self, source: SourceState, motion: Motion) -> Stages:
+        """All of `render` before the generator: coarse flow and refinement."""
+        source = _expand(source, len(motion.points))
         correlation = None if self.structure is None else self.structure(source.structure, motion)
         coarse = self.prior(source.image, source.motion, motion, correlation)
         sizes = [tuple(feature.shape[-2:]) for feature in source.features]
@@ -316,22 +314,25 @@ class AnimationModel(nn.Module):
             occlusions = [resize_flow(coarse.occlusion, size) for size in sizes]
         else:
             flows, occlusions = self.refiner(coarse, correlation, source.context, sizes)
-        image = painted = self.generator(source.features, flows, occlusions)
-        warped_source = warp(source.image, flows[-1])
-        if self.config.blend:
-            # The gate of Eq. 10 once more. The paper doesn't have this step, its published code does. Without it the
-            # first hours of training give blurred faces on blurred backgrounds.
-            visible = torch.sigmoid(occlusions[-1])
-            image = warped_source * visible + painted * (1 - visible)
-        return Output(
-            image=image,
-            painted=painted,
+        return Stages(
             flows=[coarse.flow, *flows],
             occlusions=[coarse.occlusion, *occlusions],
-            warped_source=warped_source,
+            warped_source=warp(source.image, flows[-1]),
             coarse=coarse,
             correlation=correlation,
         )
+
+    def render(self, source: SourceState, motion: Motion) -> Output:
+        """``motion`` of batch B moves a source of batch B, or of batch 1 for all of them."""
+        stages = self.move(source, motion)
+        features = _expand(source, len(motion.points)).features
+        image = painted = self.generator(features, stages.flows[1:], stages.occlusions[1:])
+        if self.config.blend:
+            # The gate of Eq. 10 once more. The paper doesn't have this step, its published code does. Without it the
+            # first hours of training give blurred faces on blurred backgrounds.
+            visible = torch.sigmoid(stages.occlusions[-1])
+            image = stages.warped_source * visible + painted * (1 - visible)
+        return Output(image=image, painted=painted, **vars(stages))
 
     def forward(self, source: Float[Tensor, "b 3 h w"], driving: Float[Tensor, "b 3 h w"]) -> Output:
         return self.render(self.encode_source(source), self.encode_driving(driving))

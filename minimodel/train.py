@@ -170,7 +170,7 @@ class TrainingStep(nn.Module):
         self.model, self.features, self.weights = model, features, weights
 
     def forward(self, batch: dict[str, Tensor], *, motion_only: bool = False) -> dict[str, Tensor]:
-        """``motion_only``: train the prior alone, by the source as its coarse flow moves it."""
+        """``motion_only``: without the generator, by the source as the first flow and the last one move it."""
         source, driving = batch["source"], batch["driving"]
         transform = Spline(batch["control"], batch["weights"], batch["affine"])
         motion = self.model.encode_driving(driving)
@@ -181,11 +181,14 @@ class TrainingStep(nn.Module):
         def like_driving(image: Tensor) -> Tensor:
             return self.weights.perceptual * losses.perceptual_loss(self.features, image, driving)
 
+        state = self.model.encode_source(source)
         if motion_only:
-            coarse = self.model.coarse_motion(source, motion)
-            terms["moved"] = like_driving(warp(source, resize_flow(coarse.flow, tuple(source.shape[-2:]))))
+            stages = self.model.move(state, motion)
+            terms["moved"] = like_driving(stages.warped_source)
+            if self.model.refiner is not None:
+                terms["coarse"] = like_driving(warp(source, resize_flow(stages.coarse.flow, tuple(source.shape[-2:]))))
         else:
-            output = self.model.render(self.model.encode_source(source), motion)
+            output = self.model.render(state, motion)
             terms["perceptual"] = like_driving(output.image)
             if self.model.config.blend:
                 # Or the generator would hardly learn wherever the gate trusts the warped source, which soon is

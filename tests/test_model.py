@@ -31,12 +31,17 @@ def test_output_keeps_every_stage(system):
 
 
 @pytest.mark.parametrize("system", NEW)
-@torch.no_grad()
-def test_the_coarse_motion_alone_is_what_rendering_begins_with(system):
+def test_moving_alone_is_what_rendering_begins_with_and_needs_no_generator(system):
     source, driving = pair()
     model = tiny(system=system)
-    alone, whole = model.coarse_motion(source, model.encode_driving(driving)), model(source, driving).coarse
-    assert torch.equal(alone.flow, whole.flow) and torch.equal(alone.occlusion, whole.occlusion)
+    stages, output = (
+        do(model.encode_source(source), model.encode_driving(driving)) for do in (model.move, model.render)
+    )
+    for name in ("flows", "occlusions"):
+        assert all(torch.equal(*both) for both in zip(getattr(stages, name), getattr(output, name), strict=True))
+    assert torch.equal(stages.warped_source, output.warped_source)
+    stages.warped_source.sum().backward()
+    assert all(parameter.grad is None for parameter in model.generator.up.parameters())
 
 
 @torch.no_grad()
