@@ -1,6 +1,7 @@
-"""Thin-plate splines, and the random ones that the equivariance loss bends pictures with (TPSM section 3.1, Eq. 2-3).
+"""Thin-plate splines: fitted to points they are parts that bend; random ones bend pictures for the equivariance loss
+(TPSM section 3.1, Eq. 1-4).
 
-Notebook: ``notebooks/03_unsupervised_keypoints.ipynb``.
+Notebook: ``notebooks/02_thin_plate_splines.ipynb``.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minimodel.warping import full_precision, identity_grid
+
+# Eigenvalues of a spline's equations below this share of the largest count as zero: what rounding of the points makes
+# of zero lies below.
+SMALLEST_EIGENVALUE = {torch.float64: 1e-12, torch.float32: 1e-8}
 
 
 @dataclass
@@ -49,6 +54,84 @@ def kernel(squared_distance: Tensor) -> Tensor:
     """U(r) = r^2 log r^2 as a function of r^2 (TPSM Eq. 3); 0 at 0, with a finite gradient there."""
     tiny = torch.finfo(squared_distance.dtype).tiny
     return squared_distance * torch.log(squared_distance.clamp_min(tiny))
+
+
+@full_precision
+def fit(control: Float[Tensor, "b k n 2"], values: Float[Tensor, "b k n 2"], *, regularisation: float = 0.0) -> Spline:
+    """The least bent map with T(control) = values (TPSM Eq. 1), one for each of B x K; any number n of points.
+
+    ``regularisation`` lambda trades exactness for straightness: T may miss each value by lambda w_i. It is added to the
+    kernel block alone, so that affine maps stay exact (scipy calls lambda / 2 ``smoothing``: its kernel is U / 2).
+    Points that leave the map open (on one line, in one place) or contradict each other give the smallest coefficients
+    among those that fit best.
+    """
+    if regularisation < 0:
+        raise ValueError(f"regularisation is {regularisation}: expected 0 or more")
+    # Eight equations a spline cost nothing, and in float32 points near a line would leave three digits of them.
+    points, wanted = control.double(), values.double()
+    bend = kernel((points[..., :, None, :] - points[..., None, :, :]).square().sum(-1))
+    bend = bend + regularisation * torch.eye(bend.shape[-1], dtype=bend.dtype, device=bend.device)
+    flat = torch.cat([points, torch.ones_like(points[..., :1])], dim=-1)
+    # K w + P a = v meets the values; P^T w = 0 keeps the bending from doing what the affine part can do.
+    below = torch.cat([flat.mT, flat.new_zeros(*flat.shape[:-2], 3, 3)], dim=-1)
+    equations = torch.cat([torch.cat([bend, flat], dim=-1), below], dim=-2)
+    wanted = torch.cat([wanted, wanted.new_zeros(*wanted.shape[:-2], 3, 2)], dim=-2)
+    solution = solve_symmetric(equations, wanted, smallest=SMALLEST_EIGENVALUE[control.dtype]).to(control.dtype)
+    weights, affine = solution.split([control.shape[-2], 3], dim=-2)
+    return Spline(control, weights, affine.mT)
+
+
+def solve_symmetric(
+    matrix: Float[Tensor, "*b n n"], right: Float[Tensor, "*b n m"], *, smallest: float
+) -> Float[Tensor, "*b n m"]:
+    """The smallest x among those that bring ``matrix`` x closest to ``right``; symmetric matrices of any rank.
+    Eigenvalues below ``smallest`` times the largest count as zero.
+
+    Eigenvectors of a singular matrix have no derivative, so they are taken as constants, and the gradient goes through
+    one step of refinement, x + A^+ (b - A x), instead. That is the exact gradient where the rank is full, and a finite
+    one elsewhere: the part of it that leaves the rank as it is.
+    """
+    # The solver refuses NaN; through the refinement it reaches the result all the same.
+    values, vectors = torch.linalg.eigh(torch.nan_to_num(matrix.detach()))
+    size = values.abs()
+    counts = size > smallest * size.amax(-1, keepdim=True)
+    inverse = torch.where(counts, 1 / torch.where(counts, values, 1), 0)[..., None]
+    solution = vectors @ (inverse * (vectors.mT @ right.detach()))
+    return solution + vectors @ (inverse * (vectors.mT @ (right - matrix @ solution)))
+
+
+def between(
+    source_points: Float[Tensor, "b k n 2"], driving_points: Float[Tensor, "b k n 2"], *, regularisation: float = 0.0
+) -> Spline:
+    """The backward map of each part: it takes driving points to source points (TPSM Eq. 1 says the opposite, Eq. 2 is
+    centred on the driving points).
+
+    What is fitted is the displacement, so that where the points leave the map open, nothing moves.
+    """
+    offset = fit(driving_points, source_points - driving_points, regularisation=regularisation)
+    identity = torch.eye(2, 3, device=offset.affine.device, dtype=offset.affine.dtype)
+    return Spline(offset.control, offset.weights, offset.affine + identity)
+
+
+def part_flows(
+    source_points: Float[Tensor, "b k n 2"],
+    driving_points: Float[Tensor, "b k n 2"],
+    size: tuple[int, int],
+    *,
+    regularisation: float = 0.01,
+) -> Float[Tensor, "b k 2 h w"]:
+    """One flow a spline, T_k(z) - z (TPSM Eq. 2), without the background; normalised, of ``size`` = (h, w).
+
+    The published code adds 0.01 as well, though to more than the kernel block.
+    """
+    return between(source_points, driving_points, regularisation=regularisation).flow(size)
+
+
+@full_precision
+def background_flow(affine: Float[Tensor, "b 2 3"], size: tuple[int, int]) -> Float[Tensor, "b 2 h w"]:
+    """A_bg [z, 1] - z at every pixel centre of ``size`` = (h, w) (TPSM Eq. 4); normalised."""
+    grid = identity_grid(*size, device=affine.device, dtype=affine.dtype)
+    return einsum(affine[..., :2], grid, "b i j, j h w -> b i h w") + affine[..., 2, None, None] - grid
 
 
 def random_transforms(
