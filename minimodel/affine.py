@@ -31,9 +31,12 @@ def part_flows(
     return rearrange(source_points, "b k c -> b k c 1 1") + moved - grid
 
 
-def with_background(flows: Float[Tensor, "b k 2 h w"]) -> Float[Tensor, "b k+1 2 h w"]:
-    """Put the flow of a background that stands still in front of the part flows (MRFA Eq. 2)."""
-    return torch.cat([torch.zeros_like(flows[:, :1]), flows], dim=1)
+def with_background(
+    flows: Float[Tensor, "b k 2 h w"], background: Float[Tensor, "b 2 h w"] | None = None
+) -> Float[Tensor, "b k+1 2 h w"]:
+    """Put the background's flow in front of the part flows; without one it stands still (MRFA Eq. 2)."""
+    first = torch.zeros_like(flows[:, :1]) if background is None else background[:, None]
+    return torch.cat([first, flows], dim=1)
 
 
 @full_precision

@@ -4,7 +4,7 @@ Notebook: ``notebooks/00_start_here.ipynb``.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -71,4 +71,6 @@ def render_frames(
     driving = iter(driving)
     while frames := list(islice(driving, batch)):
         wanted = torch.stack(frames).to(source.device)
-        yield from zip(wanted, model.render(state, model.encode_driving(wanted)).image, strict=True)
+        # The driving film's background isn't the photo's, and says nothing about how that one moves.
+        motion = replace(model.encode_driving(wanted), image=None)
+        yield from zip(wanted, model.render(state, motion).image, strict=True)

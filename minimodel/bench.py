@@ -28,7 +28,7 @@ class BenchConfig:
     presets: tuple[str, ...] = ("tiny", "small", "paper")
     """Which presets."""
     system: str = "mrfa"
-    """Which system: mrfa or fomm, say."""
+    """Which system: mrfa, fomm, npmr or tpsm."""
     batch: int = 1
     """Pairs of a training step; rendering is timed frame by frame."""
     repeats: int = 3
@@ -81,6 +81,8 @@ def stages(model: AnimationModel) -> dict[str, list[nn.Module]]:
         "source features": [model.generator.first, *model.generator.down],
         "generator": [model.generator],
     }
+    if hasattr(model.prior, "background"):
+        groups["background"] = [model.prior.background]
     if model.refiner is not None:
         groups["structure"] = [model.structure.source_encoder, model.structure.driving_encoder]
         groups["projection"] = list(model.refiner.projections)

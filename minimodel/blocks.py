@@ -1,4 +1,4 @@
-"""The few layers that several networks share: convolution blocks and the hourglass.
+"""The few layers that several networks share: convolution blocks, the hourglass and the residual network.
 
 Sizes are arguments, so that one file serves the 64-pixel preset and the paper's.
 """
@@ -64,8 +64,9 @@ class ResidualBlock(nn.Module):
 class Hourglass(nn.Module):
     """Down ``levels`` times by two and up again, with skip connections; the input itself is the last skip.
 
-    Level i has ``base`` * 2^i channels, at most ``maximum``; the output has ``self.channels`` = ``base`` + ``inputs``.
-    The sides of its input must be divisible by 2^``levels``.
+    Level i has ``base`` * 2^i channels, at most ``maximum``; the output has ``self.channels`` = ``base`` + ``inputs``,
+    and what rises to each level, coarsest first, ``self.scale_channels``. The sides of its input must be divisible by
+    2^``levels``.
     """
 
     def __init__(self, inputs: int, *, base: int, levels: int, maximum: int, norm: str):
@@ -77,13 +78,71 @@ class Hourglass(nn.Module):
         self.up = nn.ModuleList(
             UpBlock(widths[i + 1] * (1 if i == levels - 1 else 2), ups[i], norm=norm) for i in reversed(range(levels))
         )
-        self.channels = ups[0] + inputs
+        self.scale_channels = [ups[i] + widths[i] for i in reversed(range(levels))]
+        self.channels = self.scale_channels[-1]
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h w"]:
+        return self.scales(x)[-1]
+
+    def scales(self, x: Float[Tensor, "b c h w"]) -> list[Tensor]:
+        """What rises to each level, coarsest first; the last is the output."""
         skips = [x]
         for block in self.down:
             skips.append(block(skips[-1]))
-        x = skips.pop()
+        risen = [skips.pop()]
         for block in self.up:
-            x = torch.cat([block(x), skips.pop()], dim=1)
-        return x
+            risen.append(torch.cat([block(risen[-1]), skips.pop()], dim=1))
+        return risen[1:]
+
+
+class StridedBlock(nn.Module):
+    """Two 3x3 convolutions, the first with a stride, around which the input goes through at most a 1x1 one."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int, norm: str):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+            normalisation(norm, outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            normalisation(norm, outputs),
+        )
+        self.around = nn.Identity()
+        if stride > 1 or inputs != outputs:
+            self.around = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), normalisation(norm, outputs)
+            )
+
+    def forward(self, x: Float[Tensor, "b c height width"]) -> Float[Tensor, "b d h w"]:
+        return F.relu(self.around(x) + self.body(x))
+
+
+class ResNet(nn.Module):
+    """A picture -> ``outputs`` numbers. Base 64, 4 levels, 2 blocks each and pooling make ResNet-18 (He et al. 2016).
+
+    Level i has ``base`` * 2^i channels at half the resolution of the one before; ``pool`` halves it once more before
+    the first.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, base: int, levels: int, blocks: int, pool: bool, norm: str):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(inputs, base, 7, stride=2, padding=3, bias=False), normalisation(norm, base), nn.ReLU()
+        )
+        if pool:
+            self.stem.append(nn.MaxPool2d(3, stride=2, padding=1))
+        widths = [base, *(base * 2**level for level in range(levels))]
+        self.levels = nn.ModuleList()
+        for level in range(levels):
+            first = StridedBlock(widths[level], widths[level + 1], stride=1 if level == 0 else 2, norm=norm)
+            rest = [StridedBlock(widths[level + 1], widths[level + 1], stride=1, norm=norm) for _ in range(blocks - 1)]
+            self.levels.append(nn.Sequential(first, *rest))
+        self.head = nn.Linear(widths[-1], outputs)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n"]:
+        x = self.stem(x)
+        for level in self.levels:
+            x = level(x)
+        # The numbers are positions, which bfloat16 would round to pixels: they leave any autocast here.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.head(x.float().mean((2, 3)))

@@ -1,9 +1,9 @@
-"""Part flows -> one coarse flow and its occlusion (MRFA section 3.1 and Eq. 3).
+"""Part flows -> one coarse flow and its occlusion (MRFA section 3.1 and Eq. 3; TPSM sections 3.1, 3.2 and Eq. 5-8).
 
-Notebook: ``notebooks/01_affine_flows.ipynb``.
+Notebooks: ``notebooks/01_affine_flows.ipynb``, ``notebooks/02_thin_plate_splines.ipynb``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from einops import rearrange, repeat
@@ -11,53 +11,119 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from minimodel.affine import combine
-from minimodel.blocks import Hourglass
+from minimodel.blocks import Hourglass, UpBlock
 from minimodel.keypoints import gaussian_heatmaps
 from minimodel.warping import warp
 
 
 @dataclass
 class CoarseMotion:
-    """What a prior says about a pair: flow F_0, occlusion logits O_0, and the masks and part flows they came from."""
+    """What a prior says about a pair: flow F_0, occlusion logits O_0, and the masks and part flows they came from.
+
+    ``occlusions`` are logits for several resolutions, coarsest first, O_0 among them, where the model has such masks;
+    ``background`` is A_bg where the background was allowed to move.
+    """
 
     flow: Float[Tensor, "b 2 h w"]
     occlusion: Float[Tensor, "b 1 h w"]
     masks: Float[Tensor, "b k h w"] | None = None
     part_flows: Float[Tensor, "b k 2 h w"] | None = None
+    occlusions: list[Tensor] = field(default_factory=list)
+    background: Float[Tensor, "b 2 3"] | None = None
+
+
+def contribution_masks(
+    logits: Float[Tensor, "b parts h w"], part_scales: Float[Tensor, "b parts-1"] | None = None
+) -> Float[Tensor, "b parts h w"]:
+    """Softmax over background and parts (TPSM Eq. 5); with ``part_scales`` the exponential of part k counts that many
+    times (Eq. 7-8, see `dropout_scales`)."""
+    if part_scales is not None:
+        # A factor in front of an exponential is a summand within. Zero becomes minus infinity, which softmax takes; the
+        # background always stays, so that something is left.
+        summands = torch.cat([torch.zeros_like(part_scales[:, :1]), part_scales.log()], dim=1)
+        logits = logits + summands[..., None, None]
+    return torch.softmax(logits, dim=1)
+
+
+def dropout_scales(chances: Float[Tensor, "b k"], probability: float) -> Float[Tensor, "b k"]:
+    """b_k / (1 - P) of TPSM Eq. 7-8: parts are dropped where ``chances``, uniform in [0, 1), are below ``probability``,
+    and the others count for more, so that the sum of exponentials is expected to stay the same."""
+    if not 0 <= probability < 1:
+        raise ValueError(f"probability of dropping a part is {probability}: expected at least 0 and less than 1")
+    return (chances >= probability).to(chances) / (1 - probability)
 
 
 class DenseMotion(nn.Module):
     """Decides at every pixel which part it belongs to.
 
-    It sees, for each part, where the part's point came to and left from (difference of two Gaussians) and the source
-    moved by that part's flow. The driving frame itself it never sees: masks are chosen by what fits together.
+    It sees, for each part, where each of the part's points came to and left from (difference of two Gaussians) and the
+    source moved by that part's flow. The driving frame itself it never sees: masks are chosen by what fits together.
+
+    ``coarser`` and ``finer`` ask for occlusions at that many resolutions below and above its own as well, each read
+    from the decoder's layer of that size; for finer ones the decoder goes on (TPSM section 3.2).
     """
 
     variance = 0.01  # of the Gaussians, in normalised units
 
-    def __init__(self, parts: int, *, base: int, levels: int, maximum: int, head_kernel: int, norm: str):
+    def __init__(
+        self,
+        parts: int,
+        *,
+        base: int,
+        levels: int,
+        maximum: int,
+        head_kernel: int,
+        norm: str,
+        points_per_part: int = 1,
+        coarser: int = 0,
+        finer: int = 0,
+    ):
         super().__init__()
-        self.hourglass = Hourglass(4 * (parts + 1), base=base, levels=levels, maximum=maximum, norm=norm)
-        self.mask_head = nn.Conv2d(self.hourglass.channels, parts + 1, head_kernel, padding=head_kernel // 2)
-        self.occlusion_head = nn.Conv2d(self.hourglass.channels, 1, head_kernel, padding=head_kernel // 2)
+        if not 0 <= coarser < levels:
+            raise ValueError(
+                f"{coarser} coarser occlusions: expected 0 to {levels - 1}, an hourglass of {levels} levels"
+            )
+        self.points_per_part = points_per_part
+        inputs = (3 + points_per_part) * (parts + 1)
+        self.hourglass = Hourglass(inputs, base=base, levels=levels, maximum=maximum, norm=norm)
+
+        def head(inputs: int, outputs: int) -> nn.Conv2d:
+            return nn.Conv2d(inputs, outputs, head_kernel, padding=head_kernel // 2)
+
+        self.mask_head = head(self.hourglass.channels, parts + 1)
+        self.occlusion_head = head(self.hourglass.channels, 1)
+        self.coarser_heads = nn.ModuleList(head(c, 1) for c in self.hourglass.scale_channels[-1 - coarser : -1])
+        widths = [self.hourglass.channels, *(max(8, base // 2 ** (step + 1)) for step in range(finer))]
+        self.up = nn.ModuleList(UpBlock(widths[i], widths[i + 1], norm=norm) for i in range(finer))
+        self.finer_heads = nn.ModuleList(head(width, 1) for width in widths[1:])
 
     def forward(
         self,
         source: Float[Tensor, "b 3 h w"],
-        source_points: Float[Tensor, "b k 2"],
-        driving_points: Float[Tensor, "b k 2"],
-        part_flows: Float[Tensor, "b k+1 2 h w"],
+        source_points: Float[Tensor, "b p 2"],
+        driving_points: Float[Tensor, "b p 2"],
+        part_flows: Float[Tensor, "b parts 2 h w"],
+        part_scales: Float[Tensor, "b parts-1"] | None = None,
     ) -> CoarseMotion:
+        """The first flow is the background's, which has no points; all points of the first part come first.
+        ``part_scales`` are for dropout."""
         size = source.shape[-2:]
         moved_to = gaussian_heatmaps(driving_points, size, self.variance)
         left_from = gaussian_heatmaps(source_points, size, self.variance)
-        difference = moved_to - left_from
+        difference = rearrange(moved_to - left_from, "b (k n) h w -> b k n h w", n=self.points_per_part)
         difference = torch.cat([torch.zeros_like(difference[:, :1]), difference], dim=1)  # the background has no point
         parts = part_flows.shape[1]
         moved = warp(
             repeat(source, "b c h w -> (b k) c h w", k=parts), rearrange(part_flows, "b k c h w -> (b k) c h w")
         )
-        evidence = torch.cat([difference[:, :, None], rearrange(moved, "(b k) c h w -> b k c h w", k=parts)], dim=2)
-        features = self.hourglass(rearrange(evidence, "b k c h w -> b (k c) h w"))
-        masks = torch.softmax(self.mask_head(features).float(), dim=1)
-        return CoarseMotion(combine(part_flows, masks), self.occlusion_head(features).float(), masks, part_flows)
+        evidence = torch.cat([difference, rearrange(moved, "(b k) c h w -> b k c h w", k=parts)], dim=2)
+        risen = self.hourglass.scales(rearrange(evidence, "b k c h w -> b (k c) h w"))
+        masks = contribution_masks(self.mask_head(risen[-1]).float(), part_scales)
+        occlusion = self.occlusion_head(risen[-1]).float()
+        occlusions = [head(x).float() for head, x in zip(self.coarser_heads, risen[-1 - len(self.coarser_heads) : -1])]
+        occlusions.append(occlusion)
+        x = risen[-1]
+        for up, head in zip(self.up, self.finer_heads, strict=True):
+            x = up(x)
+            occlusions.append(head(x).float())
+        return CoarseMotion(combine(part_flows, masks), occlusion, masks, part_flows, occlusions)

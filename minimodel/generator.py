@@ -1,4 +1,5 @@
-"""From source features, flows and occlusions to a picture: the occlusion-gated U-Net (MRFA section 3.3, Eq. 9-10).
+"""From source features, flows and occlusions to a picture: the occlusion-gated U-Net (MRFA section 3.3, Eq. 9-10) and
+the inpainting network (TPSM section 3.2, Fig. 3).
 
 Notebook: ``notebooks/08_occlusion_gated_unet.ipynb``.
 """
@@ -11,11 +12,11 @@ from minimodel.blocks import ConvBlock, DownBlock, ResidualBlock, UpBlock
 from minimodel.warping import warp
 
 
-class GatedUNet(nn.Module):
-    """At every scale the occlusion chooses between the warped source features and what rises from the scale below.
+class SourceEncoder(nn.Module):
+    """What the generators share: the source's features at every scale.
 
-    Features are listed coarsest first, as the paper numbers them: f_1 has 1 / 2^``levels`` of the image's side, the
-    last one is as large as the image.
+    They are listed coarsest first, as the papers number them: f_1 has 1 / 2^``levels`` of the image's side, the last
+    one is as large as the image. ``feature_channels`` are their widths in that order.
     """
 
     def __init__(self, *, base: int, levels: int, maximum: int, outer_kernel: int, norm: str):
@@ -23,17 +24,25 @@ class GatedUNet(nn.Module):
         widths = [min(maximum, base * 2**level) for level in range(levels + 1)]
         self.first = ConvBlock(3, base, kernel=outer_kernel, norm=norm)
         self.down = nn.ModuleList(DownBlock(widths[i], widths[i + 1], norm=norm) for i in range(levels))
-        self.residual = nn.ModuleList(ResidualBlock(widths[i + 1], norm=norm) for i in reversed(range(levels)))
-        self.up = nn.ModuleList(UpBlock(widths[i + 1], widths[i], norm=norm) for i in reversed(range(levels)))
-        self.last = nn.Conv2d(base, 3, outer_kernel, padding=outer_kernel // 2)
         self.feature_channels = widths[::-1]
 
     def encode(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
-        """The source's features, coarsest first; they don't depend on the driving frame."""
+        """They don't depend on the driving frame."""
         features = [self.first(image)]
         for block in self.down:
             features.append(block(features[-1]))
         return features[::-1]
+
+
+class GatedUNet(SourceEncoder):
+    """At every scale the occlusion chooses between the warped source features and what rises from the scale below."""
+
+    def __init__(self, *, base: int, levels: int, maximum: int, outer_kernel: int, norm: str):
+        super().__init__(base=base, levels=levels, maximum=maximum, outer_kernel=outer_kernel, norm=norm)
+        widths = self.feature_channels[::-1]
+        self.residual = nn.ModuleList(ResidualBlock(widths[i + 1], norm=norm) for i in reversed(range(levels)))
+        self.up = nn.ModuleList(UpBlock(widths[i + 1], widths[i], norm=norm) for i in reversed(range(levels)))
+        self.last = nn.Conv2d(base, 3, outer_kernel, padding=outer_kernel // 2)
 
     def forward(
         self, features: list[Tensor], flows: list[Tensor], occlusions: list[Tensor]
@@ -45,4 +54,29 @@ class GatedUNet(nn.Module):
         ):
             visible = torch.sigmoid(occlusion)
             x = warp(feature, flow) * visible + up(residual(x)) * (1 - visible)
+        return torch.sigmoid(self.last(x).float())
+
+
+class InpaintingNetwork(SourceEncoder):
+    """At every scale the occlusion removes what the source doesn't show from its warped features; they lie beside what
+    rises from the scale below, and two residual blocks make up what is missing (TPSM Fig. 3)."""
+
+    def __init__(self, *, base: int, levels: int, maximum: int, outer_kernel: int, norm: str):
+        super().__init__(base=base, levels=levels, maximum=maximum, outer_kernel=outer_kernel, norm=norm)
+        inputs = [self.feature_channels[0], *(2 * width for width in self.feature_channels[1:])]
+        self.residual = nn.ModuleList(
+            nn.Sequential(ResidualBlock(width, norm=norm), ResidualBlock(width, norm=norm)) for width in inputs[:-1]
+        )
+        widths = zip(inputs[:-1], self.feature_channels[1:], strict=True)
+        self.up = nn.ModuleList(UpBlock(width, above, norm=norm) for width, above in widths)
+        self.last = nn.Conv2d(inputs[-1], 3, outer_kernel, padding=outer_kernel // 2)
+
+    def forward(
+        self, features: list[Tensor], flows: list[Tensor], occlusions: list[Tensor]
+    ) -> Float[Tensor, "b 3 height width"]:
+        """``flows`` (normalised) and ``occlusions`` (logits) have the features' sizes, coarsest first."""
+        seen = [warp(f, flow) * torch.sigmoid(o) for f, flow, o in zip(features, flows, occlusions, strict=True)]
+        x = seen[0]
+        for beside, residual, up in zip(seen[1:], self.residual, self.up, strict=True):
+            x = torch.cat([up(residual(x)), beside], dim=1)
         return torch.sigmoid(self.last(x).float())

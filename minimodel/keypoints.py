@@ -1,7 +1,7 @@
-"""Points from heatmaps, heatmaps from points, and the detector that learns both without labels (MRFA sections 3.1,
-3.4).
+"""Points from heatmaps, heatmaps from points, and the detectors that learn both without labels (MRFA sections 3.1,
+3.4; TPSM section 3.1).
 
-Notebook: ``notebooks/03_unsupervised_keypoints.ipynb``.
+Notebooks: ``notebooks/03_unsupervised_keypoints.ipynb``, ``notebooks/02_thin_plate_splines.ipynb``.
 """
 
 import torch
@@ -9,7 +9,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from minimodel.blocks import Hourglass
+from minimodel.blocks import Hourglass, ResNet
 from minimodel.warping import identity_grid
 
 
@@ -86,3 +86,36 @@ class KeypointDetector(nn.Module):
                 return points, None
             maps = rearrange(self.affine_head(features.float()), "b (k i j) h w -> b k i j h w", i=2, j=2)
             return points, einsum(heatmaps, maps, "b k h w, b k i j h w -> b k i j")
+
+
+class SplineDetector(nn.Module):
+    """Image -> the N points of each of K splines, found without labels (TPSM section 3.1); inside the image.
+
+    A residual network says the positions themselves; there are no heatmaps. ``sizes`` are those of `ResNet`.
+    """
+
+    def __init__(self, splines: int, points: int, **sizes):
+        super().__init__()
+        self.points = points
+        self.network = ResNet(3, 2 * splines * points, **sizes)
+        # Five points in one place say nothing about bending: splines start spread over the image.
+        start = torch.empty(2 * splines * points).uniform_(-0.8, 0.8)
+        self.network.head.bias.data = torch.logit((start + 1) / 2)
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k n 2"]:
+        positions = 2 * torch.sigmoid(self.network(image)) - 1
+        return rearrange(positions, "b (k n c) -> b k n c", n=self.points, c=2)
+
+
+class BackgroundPredictor(nn.Module):
+    """Source and driving frame -> A_bg, the affine map that takes the driving frame's background to the source's (TPSM
+    Eq. 4). It begins with the identity. ``sizes`` are those of `ResNet`."""
+
+    def __init__(self, **sizes):
+        super().__init__()
+        self.network = ResNet(6, 6, **sizes)
+        nn.init.zeros_(self.network.head.weight)
+        self.network.head.bias.data = torch.eye(2, 3).flatten()
+
+    def forward(self, source: Float[Tensor, "b 3 h w"], driving: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2 3"]:
+        return self.network(torch.cat([source, driving], dim=1)).unflatten(1, (2, 3))

@@ -1,4 +1,4 @@
-"""The losses of the papers (MRFA section 3.4).
+"""The losses of the papers (MRFA section 3.4; TPSM section 3.3).
 
 Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
 """
@@ -66,3 +66,23 @@ def equivariance_affine(
 def transformed_frame(frame: Float[Tensor, "b 3 h w"], transform: Spline) -> Float[Tensor, "b 3 h w"]:
     """The frame as T shows it: at z stands what the frame has at T(z)."""
     return warp(frame, rearrange(transform.flow(tuple(frame.shape[-2:])), "b 1 c h w -> b c h w"))
+
+
+@full_precision
+def background_loss(forward: Float[Tensor, "b 2 3"], backward: Float[Tensor, "b 2 3"]) -> Float[Tensor, ""]:
+    """The background's motion from driving frame to source, and then from source to driving frame, should lead nowhere:
+    A' A = I (TPSM Eq. 12)."""
+    last = forward.new_tensor((0.0, 0.0, 1.0)).expand(len(forward), 1, 3)
+    there, back = (torch.cat([matrix, last], dim=1) for matrix in (forward, backward))
+    return (back @ there - torch.eye(3, dtype=there.dtype, device=there.device)).abs().mean()
+
+
+def warp_loss(
+    source_features: Sequence[Tensor], driving_features: Sequence[Tensor], flows: Sequence[Tensor]
+) -> Float[Tensor, ""]:
+    """The source's features of each scale, moved by the flow, should be the driving frame's (TPSM Eq. 13).
+
+    Only the flows are asked to change: features could please it by vanishing.
+    """
+    layers = zip(source_features, driving_features, flows, strict=True)
+    return sum(F.l1_loss(warp(source.detach(), flow), driving.detach()) for source, driving, flow in layers)

@@ -10,27 +10,29 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, reduce
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from minimodel import affine
+from minimodel import affine, tps
 from minimodel.correlation import Correlation, StructureEncoder, softmax_flow
 from minimodel.dense_motion import CoarseMotion, DenseMotion
-from minimodel.generator import GatedUNet
-from minimodel.keypoints import KeypointDetector
+from minimodel.generator import GatedUNet, InpaintingNetwork
+from minimodel.keypoints import BackgroundPredictor, KeypointDetector, SplineDetector
 from minimodel.refinement import MotionRefiner, UpdaterWidths
 from minimodel.warping import resize_flow, warp
 
 WEIGHTS = Path(__file__).parent / "weights"
 FORMAT_VERSION = "1"
-PRIORS = ("affine", "none")
-GENERATORS = ("unet",)
+PRIORS = ("affine", "tps", "none")
+GENERATORS = ("unet", "inpainting")
 SYSTEMS = {
     "fomm": dict(prior="affine", refine=False, generator="unet"),
     "mrfa": dict(prior="affine", refine=True, generator="unet"),
     "npmr": dict(prior="none", refine=True, generator="unet"),
+    "tpsm": dict(prior="tps", refine=False, generator="inpainting"),
 }
 
 
@@ -39,6 +41,14 @@ class HourglassSizes:
     base: int
     levels: int
     maximum: int
+
+
+@dataclass(frozen=True)
+class ResNetSizes:
+    base: int
+    levels: int
+    blocks: int
+    pool: bool
 
 
 @dataclass(frozen=True)
@@ -51,11 +61,14 @@ class Config:
     generator: str = "unet"
     image_size: int = 256  # what the preset is trained at; any other size that the scales divide works too
     coarse_scale: int = 4  # the coarse flow has 1 / coarse_scale of the image's side
-    points: int = 10
+    points: int = 10  # parts; the TPS prior has a spline of several points for each
     norm: str = "batch"
     head_kernel: int = 7
     folded: bool = False  # detectors see all pixels stacked as channels rather than their average
     detector: HourglassSizes = HourglassSizes(32, 5, 1024)
+    spline_points: int = 5
+    regularisation: float = 0.01  # of the splines
+    spline_detector: ResNetSizes = ResNetSizes(64, 4, 2, pool=True)  # and the background predictor
     dense_motion: HourglassSizes = HourglassSizes(64, 5, 1024)
     structure: HourglassSizes = HourglassSizes(32, 5, 512)
     structure_features: int = 256
@@ -68,13 +81,16 @@ class Config:
     update_occlusion: bool = True
     warped_source: bool = True
     unet: HourglassSizes = HourglassSizes(64, 5, 512)
+    inpainting: HourglassSizes = HourglassSizes(64, 3, 512)
     blend: bool = True  # show the warped source itself where it can be trusted; False is Eq. 9-10 to the letter
 
     @classmethod
     def from_json(cls, text: str) -> "Config":
         values = json.loads(text)
-        for name in ("detector", "dense_motion", "structure", "unet"):
-            values[name] = HourglassSizes(**values[name])
+        # Files written before a field was there don't have it.
+        for name, default in vars(cls()).items():
+            if isinstance(default, HourglassSizes | ResNetSizes) and name in values:
+                values[name] = type(default)(**values[name])
         widths = {name: tuple(w) if isinstance(w, list) else w for name, w in values["updater"].items()}
         return cls(**values | {"updater": UpdaterWidths(**widths)})
 
@@ -90,24 +106,28 @@ PRESETS = {
         head_kernel=3,
         folded=True,
         detector=HourglassSizes(24, 3, 96),
+        spline_detector=ResNetSizes(16, 4, 1, pool=False),
         dense_motion=HourglassSizes(24, 3, 96),
         structure=HourglassSizes(16, 3, 64),
         structure_features=32,
         iterations=4,
         updater=UpdaterWidths((32, 32), (16, 16), 48, (32, 32), 32),
         unet=HourglassSizes(32, 3, 128),
+        inpainting=HourglassSizes(16, 3, 64),
     ),
     "small": Config(
         preset="small",
         image_size=128,
         coarse_scale=4,
         detector=HourglassSizes(32, 4, 256),
+        spline_detector=ResNetSizes(32, 4, 2, pool=False),
         dense_motion=HourglassSizes(32, 4, 256),
         structure=HourglassSizes(32, 4, 256),
         structure_features=64,
         iterations=5,
         updater=UpdaterWidths((64, 64), (32, 32), 96, (96, 64), 64),
         unet=HourglassSizes(48, 4, 256),
+        inpainting=HourglassSizes(32, 4, 192),
     ),
     "paper": Config(),
 }
@@ -115,7 +135,12 @@ PRESETS = {
 
 @dataclass
 class Motion:
-    """What one frame says about its motion; ``image`` only where a prior needs it."""
+    """What one frame says about its motion; of the TPS prior the points of the first spline come first.
+
+    ``image`` is there where a prior needs it: the TPS prior finds the background's motion by comparing two frames. That
+    makes sense within one film. Where the driving frame is from another, leave it out (`dataclasses.replace(motion,
+    image=None)`), and the background stands still.
+    """
 
     points: Float[Tensor, "b k 2"]
     affine: Float[Tensor, "b k 2 2"] | None = None
@@ -162,8 +187,7 @@ class AffinePrior(nn.Module):
         super().__init__()
         self.scale = config.coarse_scale
         self.detector = _detector(config, with_affine=True)
-        sizes = dataclasses.asdict(config.dense_motion)
-        self.dense_motion = DenseMotion(config.points, **sizes, head_kernel=config.head_kernel, norm=config.norm)
+        self.dense_motion = _dense_motion(config)
 
     def detect(self, image: Tensor) -> Motion:
         return Motion(*self.detector(image))
@@ -172,6 +196,42 @@ class AffinePrior(nn.Module):
         small = F.avg_pool2d(source, self.scale)
         flows = affine.part_flows(start.points, end.points, start.affine, end.affine, tuple(small.shape[-2:]))
         return self.dense_motion(small, start.points, end.points, affine.with_background(flows))
+
+
+class SplinePrior(nn.Module):
+    """Five points a part, between which it bends, and a background that moves (TPSM section 3.1)."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.scale, self.points, self.regularisation = config.coarse_scale, config.spline_points, config.regularisation
+        trunk = dict(**dataclasses.asdict(config.spline_detector), norm=config.norm)
+        self.detector = SplineDetector(config.points, config.spline_points, **trunk)
+        self.background = BackgroundPredictor(**trunk)
+        self.dense_motion = _dense_motion(config, points_per_part=config.spline_points)
+
+    def detect(self, image: Tensor) -> Motion:
+        return Motion(rearrange(self.detector(image), "b k n c -> b (k n) c"), image=image)
+
+    def forward(
+        self,
+        source: Tensor,
+        start: Motion,
+        end: Motion,
+        correlation: Correlation | None,
+        *,
+        part_scales: Float[Tensor, "b k"] | None = None,
+    ) -> CoarseMotion:
+        """``part_scales`` are those of `dropout_scales`, in training."""
+        small = F.avg_pool2d(source, self.scale)
+        size = tuple(small.shape[-2:])
+        points = [rearrange(m.points, "b (k n) c -> b k n c", n=self.points) for m in (start, end)]
+        matrix = background = None
+        if end.image is not None:
+            matrix = self.background(source, end.image)
+            background = tps.background_flow(matrix, size)
+        flows = affine.with_background(tps.part_flows(*points, size, regularisation=self.regularisation), background)
+        coarse = self.dense_motion(small, start.points, end.points, flows, part_scales)
+        return dataclasses.replace(coarse, background=matrix)
 
 
 class NoPrior(nn.Module):
@@ -201,6 +261,16 @@ def _detector(config: Config, *, with_affine: bool) -> KeypointDetector:
     )
 
 
+def _dense_motion(config: Config, **options) -> DenseMotion:
+    sizes = dataclasses.asdict(config.dense_motion)
+    if config.generator == "inpainting" and not config.refine:  # refinement makes occlusions for every scale itself
+        # One occlusion for each scale of the generator, as far as the hourglass reaches down.
+        finer = config.coarse_scale.bit_length() - 1
+        coarser = min(config.inpainting.levels - finer, config.dense_motion.levels - 1)
+        options |= dict(finer=finer, coarser=coarser)
+    return DenseMotion(config.points, **sizes, head_kernel=config.head_kernel, norm=config.norm, **options)
+
+
 class StructureCorrelation(nn.Module):
     """The two structure encoders, and their correlation (MRFA section 3.2)."""
 
@@ -220,12 +290,12 @@ class StructureCorrelation(nn.Module):
     def encode_source(self, motion: Motion, image: Tensor) -> Tensor:
         small = F.avg_pool2d(image, self.config.coarse_scale)
         return self.source_encoder(
-            motion.points, tuple(small.shape[-2:]), small if self.config.structure_sees_image else None
+            self._part_points(motion), tuple(small.shape[-2:]), small if self.config.structure_sees_image else None
         )
 
     def forward(self, source_structure: Tensor, driving_motion: Motion) -> Correlation:
         height, width = source_structure.shape[-2:]
-        driving_structure = self.driving_encoder(driving_motion.points, (height, width))
+        driving_structure = self.driving_encoder(self._part_points(driving_motion), (height, width))
         return Correlation(
             driving_structure,
             source_structure.expand(len(driving_structure), -1, -1, -1),
@@ -233,6 +303,10 @@ class StructureCorrelation(nn.Module):
             levels=self.config.pyramid + 1,
             hold_volume=(height * width) ** 2 <= self.held_numbers,
         )
+
+    def _part_points(self, motion: Motion) -> Float[Tensor, "b k 2"]:
+        """One point a part: of a spline the mean of its points."""
+        return reduce(motion.points, "b (k n) c -> b k c", "mean", k=self.config.points)
 
 
 class AnimationModel(nn.Module):
@@ -246,9 +320,10 @@ class AnimationModel(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.prior = {"affine": AffinePrior, "none": NoPrior}[config.prior](config)
-        sizes = dataclasses.asdict(config.unet)
-        self.generator = GatedUNet(**sizes, outer_kernel=config.head_kernel, norm=config.norm)
+        self.prior = {"affine": AffinePrior, "tps": SplinePrior, "none": NoPrior}[config.prior](config)
+        network = {"unet": GatedUNet, "inpainting": InpaintingNetwork}[config.generator]
+        sizes = dataclasses.asdict(self.generator_sizes)
+        self.generator = network(**sizes, outer_kernel=config.head_kernel, norm=config.norm)
         self.structure = self.refiner = None
         if config.refine:
             self.structure = StructureCorrelation(config)
@@ -288,7 +363,15 @@ class AnimationModel(nn.Module):
         unknown = sizes.keys() - {f.name for f in dataclasses.fields(Config)}
         if unknown:
             raise ValueError(f"unknown sizes {sorted(unknown)}: see the fields of minimodel.model.Config")
-        return cls(dataclasses.replace(config, **parts, **sizes))
+        config = dataclasses.replace(config, **parts, **sizes)
+        if "iterations" not in sizes and config.generator == "inpainting":
+            # The published network has fewer scales than the U-Net.
+            config = dataclasses.replace(config, iterations=min(config.iterations, config.inpainting.levels + 1))
+        return cls(config)
+
+    @property
+    def generator_sizes(self) -> HourglassSizes:
+        return {"unet": self.config.unet, "inpainting": self.config.inpainting}[self.config.generator]
 
     def encode_source(self, image: Float[Tensor, "b 3 h w"]) -> SourceState:
         self.check_size(*image.shape[-2:])
@@ -303,15 +386,16 @@ class AnimationModel(nn.Module):
         self.check_size(*image.shape[-2:])
         return self.prior.detect(image)
 
-    def move(self, source: SourceState, motion: Motion) -> Stages:
-        """All of `render` before the generator: coarse flow and refinement."""
+    def move(self, source: SourceState, motion: Motion, **options) -> Stages:
+        """All of `render` before the generator: coarse flow and refinement. ``options`` are the prior's."""
         source = _expand(source, len(motion.points))
         correlation = None if self.structure is None else self.structure(source.structure, motion)
-        coarse = self.prior(source.image, source.motion, motion, correlation)
+        coarse = self.prior(source.image, source.motion, motion, correlation, **options)
         sizes = [tuple(feature.shape[-2:]) for feature in source.features]
         if self.refiner is None:
             flows = [resize_flow(coarse.flow, size) for size in sizes]
-            occlusions = [resize_flow(coarse.occlusion, size) for size in sizes]
+            own = {tuple(occlusion.shape[-2:]): occlusion for occlusion in coarse.occlusions}
+            occlusions = [own[size] if size in own else resize_flow(coarse.occlusion, size) for size in sizes]
         else:
             flows, occlusions = self.refiner(coarse, correlation, source.context, sizes)
         return Stages(
@@ -322,9 +406,10 @@ class AnimationModel(nn.Module):
             correlation=correlation,
         )
 
-    def render(self, source: SourceState, motion: Motion) -> Output:
-        """``motion`` of batch B moves a source of batch B, or of batch 1 for all of them."""
-        stages = self.move(source, motion)
+    def render(self, source: SourceState, motion: Motion, **options) -> Output:
+        """``motion`` of batch B moves a source of batch B, or of batch 1 for all of them; ``options`` are the
+        prior's."""
+        stages = self.move(source, motion, **options)
         features = _expand(source, len(motion.points)).features
         image = painted = self.generator(features, stages.flows[1:], stages.occlusions[1:])
         if self.config.blend:
@@ -340,8 +425,9 @@ class AnimationModel(nn.Module):
     def check_size(self, height: int, width: int) -> None:
         """Raise a ValueError that names the nearest sizes if the networks can't take this one."""
         c = self.config
-        hourglasses = [c.detector] + [c.dense_motion] * (c.prior == "affine") + [c.structure] * c.refine
-        step = max(c.coarse_scale * 2 ** max(h.levels for h in hourglasses), 2**c.unet.levels)
+        hourglasses = [c.detector] * (c.prior != "tps") + [c.dense_motion] * (c.prior != "none")
+        hourglasses += [c.structure] * c.refine
+        step = max(c.coarse_scale * 2 ** max(h.levels for h in hourglasses), 2**self.generator_sizes.levels)
         if height % step or width % step or not height or not width:
             near = [
                 f"{n // step * step} or {(n // step + 1) * step}" if n >= step else str(step) for n in (height, width)

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from minimodel import losses
 from minimodel.data import synthetic
 from minimodel.data.video import Augmentation, VideoPairs
+from minimodel.dense_motion import dropout_scales
 from minimodel.evaluate import evaluate, load_evaluation, strip
 from minimodel.features import FaceFeatures, FaceTasks, load_features
 from minimodel.model import AnimationModel
@@ -40,6 +41,9 @@ from minimodel.warping import from_pixels, resize_flow, warp
 
 BETAS = (0.5, 0.999)
 MILESTONES = (0.6, 0.9)  # shares of the run after which the learning rate is a tenth
+TPSM_MILESTONES = (0.7, 0.9)
+BACKGROUND_FROM = 0.1  # share of the run before which the TPS prior's background stands still
+DROPOUT_UNTIL = 0.35  # share of the run
 LARGEST_GRADIENT = 10.0  # in the infinity norm
 PRESET_RATES = {"tiny": 4e-4, "small": 2e-4, "paper": 2e-4}
 PRESET_FEATURES = {"tiny": "faces", "small": "vgg19", "paper": "vgg19"}
@@ -54,6 +58,10 @@ class Weights:
     """Published is 10. In runs of an hour more makes points hold still sooner, and what they say is all that the rest
     of the model knows of the driving frame: after 6000 pairs 100 gave 0.3 dB more."""
     affine: float = 10.0
+    background: float = 10.0
+    """Of the TPS prior."""
+    warp: float = 10.0
+    """Of the inpainting network."""
 
 
 @dataclass
@@ -69,11 +77,13 @@ class TrainConfig:
     preset: str = "tiny"
     """tiny, small or paper."""
     system: str = "mrfa"
-    """A paper's system: mrfa, fomm or npmr."""
+    """A paper's system: mrfa, fomm, npmr or tpsm."""
     prior: str | None = None
     """Replaces the system's prior."""
     refine: bool | None = None
     """Switches the system's refinement."""
+    generator: str | None = None
+    """Replaces the system's generator."""
     steps: int | None = None
     """Stop after this many steps ..."""
     minutes: float | None = None
@@ -131,15 +141,25 @@ class SyntheticPairs:
 
 
 class PairStream(Dataset):
-    """Item n is this process's share of the batch of step n: source, driving, and the random transform's numbers."""
+    """Item n is this process's share of the batch of step n: source, driving, the random transform's numbers and, for
+    each of ``droppable`` parts, the one that decides whether it is dropped."""
 
-    def __init__(self, config: TrainConfig, size: int, device: torch.device, *, share: tuple[int, int] = (0, 1)):
+    def __init__(
+        self,
+        config: TrainConfig,
+        size: int,
+        device: torch.device,
+        *,
+        share: tuple[int, int] = (0, 1),
+        droppable: int = 0,
+    ):
         augmentation = config.augmentation if config.augment else None
         self.sources = [
             SyntheticPairs(size) if name == "synthetic" else VideoPairs(name, size, augmentation)
             for name in config.data
         ]
-        self.config, self.size, self.device, self.share = config, size, device, share
+        self.config, self.size, self.device = config, size, device
+        self.share, self.droppable = share, droppable
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         generator = step_generator(self.config.seed, step)
@@ -154,12 +174,19 @@ class PairStream(Dataset):
             slots = (mine % len(self.sources) == number).nonzero().flatten()
             frames[:, slots] = torch.stack(source.load(drawn[number], mine[slots] // len(self.sources), self.device))
         numbers = dict(control=transform.control, weights=transform.weights, affine=transform.affine)
+        if self.droppable:
+            numbers["chances"] = torch.rand(batch, self.droppable, generator=generator)
         return dict(source=frames[0], driving=frames[1]) | {k: v[mine].to(self.device) for k, v in numbers.items()}
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
     """What is random in one step. A generator takes 32 bits, so each seed's steps begin at another place in them."""
     return torch.Generator().manual_seed((seed * 2_654_435_761 + step) % 2**32)
+
+
+def dropout_probability(progress: float) -> float:
+    """P of TPSM Eq. 7-8 at a share of the run: from 0.1 it rises by 0.03 a hundredth to 0.3, and ends at 0.35."""
+    return min(0.1 + 3 * progress, 0.3) if progress < DROPOUT_UNTIL else 0.0
 
 
 class TrainingStep(nn.Module):
@@ -169,8 +196,11 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.model, self.features, self.weights = model, features, weights
 
-    def forward(self, batch: dict[str, Tensor], *, motion_only: bool = False) -> dict[str, Tensor]:
-        """``motion_only``: without the generator, by the source as the first flow and the last one move it."""
+    def forward(
+        self, batch: dict[str, Tensor], *, motion_only: bool = False, progress: float = 1.0
+    ) -> dict[str, Tensor]:
+        """``motion_only``: without the generator, by the source as the first flow and the last one move it;
+        ``progress`` is the share of the run that is done."""
         source, driving = batch["source"], batch["driving"]
         transform = Spline(batch["control"], batch["weights"], batch["affine"])
         motion = self.model.encode_driving(driving)
@@ -182,21 +212,33 @@ class TrainingStep(nn.Module):
             return self.weights.perceptual * losses.perceptual_loss(self.features, image, driving)
 
         state = self.model.encode_source(source)
+        if progress < BACKGROUND_FROM:
+            motion = dataclasses.replace(motion, image=None)
+        options = {}
+        if "chances" in batch:
+            options["part_scales"] = dropout_scales(batch["chances"], dropout_probability(progress))
         if motion_only:
-            stages = self.model.move(state, motion)
+            stages = self.model.move(state, motion, **options)
             terms["moved"] = like_driving(stages.warped_source)
             if self.model.refiner is not None:
                 terms["coarse"] = like_driving(warp(source, resize_flow(stages.coarse.flow, tuple(source.shape[-2:]))))
         else:
-            output = self.model.render(state, motion)
-            terms["perceptual"] = like_driving(output.image)
+            stages = self.model.render(state, motion, **options)
+            terms["perceptual"] = like_driving(stages.image)
             if self.model.config.blend:
                 # Or the generator would hardly learn wherever the gate trusts the warped source, which soon is
                 # everywhere.
-                terms["painted"] = like_driving(output.painted)
+                terms["painted"] = like_driving(stages.painted)
         if motion.affine is not None:
             difference = losses.equivariance_affine(motion.affine, moved.affine, moved.points, transform)
             terms["affine"] = self.weights.affine * difference
+        if stages.coarse.background is not None:
+            back = self.model.prior.background(driving, source)
+            terms["background"] = self.weights.background * losses.background_loss(stages.coarse.background, back)
+        if self.model.config.generator == "inpainting":
+            with torch.no_grad():
+                wanted = self.model.generator.encode(driving)
+            terms["warp"] = self.weights.warp * losses.warp_loss(state.features, wanted, stages.flows[1:])
         return terms
 
 
@@ -211,13 +253,13 @@ def train(config: TrainConfig, **sizes) -> AnimationModel:
     weights are then in ``output/model.safetensors``; metrics are in metrics.jsonl, pictures in pictures/.
     """
     config.check()
-    # Steps of motion alone leave the generator's parameters without a gradient.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=config.motion_steps > 0)
+    # Steps of motion alone leave the generator's parameters without a gradient, and the first ones the background's.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no", kwargs_handlers=[unused])
     if config.batch % accelerator.num_processes:
         raise ValueError(f"batch {config.batch} can't be shared evenly by {accelerator.num_processes} processes")
     torch.manual_seed(config.seed)
-    parts = dict(system=config.system, prior=config.prior, refine=config.refine)
+    parts = dict(system=config.system, prior=config.prior, refine=config.refine, generator=config.generator)
     model = AnimationModel.from_preset(config.preset, **parts, **sizes)
     if accelerator.num_processes > 1:
         model = share_statistics(model, accelerator.device)
@@ -225,7 +267,9 @@ def train(config: TrainConfig, **sizes) -> AnimationModel:
     rate = config.learning_rate or PRESET_RATES[config.preset]
     size = model.config.image_size
     share = accelerator.process_index, accelerator.num_processes
-    stream = PairStream(config, size, torch.device("cpu") if config.workers else accelerator.device, share=share)
+    place = torch.device("cpu") if config.workers else accelerator.device
+    droppable = model.config.points if model.config.prior == "tps" else 0
+    stream = PairStream(config, size, place, share=share, droppable=droppable)
     evaluations = {name: load_evaluation(name, size) for name in config.evaluate or config.data}
 
     step_module = TrainingStep(model, features, config.loss).to(accelerator.device, memory_format=torch.channels_last)
@@ -245,6 +289,7 @@ def train(config: TrainConfig, **sizes) -> AnimationModel:
             checkpoint()
         accelerator.wait_for_everyone()
 
+    milestones = TPSM_MILESTONES if config.system == "tpsm" else MILESTONES
     batches = iter(DataLoader(stream, batch_size=None, sampler=range(state.step, 2**31), num_workers=config.workers))
     looked = state.seconds
     progress = agreed_progress(config, state, accelerator)
@@ -257,10 +302,10 @@ def train(config: TrainConfig, **sizes) -> AnimationModel:
         batch = {name: value.to(accelerator.device) for name, value in next(batches).items()}
         waited = time.perf_counter() - began
         for group in optimizer.param_groups:
-            group["lr"] = rate * 0.1 ** sum(progress >= milestone for milestone in MILESTONES)
+            group["lr"] = rate * 0.1 ** sum(progress >= milestone for milestone in milestones)
         statistics = [buffer.clone() for buffer in model.buffers()]
         motion_only = state.step % (config.motion_steps + 1) > 0
-        terms = step_module(batch, motion_only=motion_only)
+        terms = step_module(batch, motion_only=motion_only, progress=progress)
         loss = sum(terms.values())
         # Means over processes, so that all of them see the same numbers, and stop together.
         values = accelerator.reduce(torch.stack([loss, *terms.values()]).detach().float(), "mean").tolist()

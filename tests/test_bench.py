@@ -26,14 +26,14 @@ def test_the_speed_of_convolutions_is_their_work_over_the_best_time(monkeypatch)
     assert convolution_speed(torch.device("cpu")) == pytest.approx(4 * 128 * 64 * 64 * 128 * 9)
 
 
-@pytest.mark.parametrize("system", ["mrfa", "fomm", "npmr"])
+@pytest.mark.parametrize("system", ["mrfa", "fomm", "npmr", "tpsm"])
 def test_the_bench_runs_and_its_stages_do_not_overlap(system, capsys):
     results = bench(BenchConfig(presets=("tiny",), system=system, repeats=1))
     numbers = results["tiny"]
     assert results.keys() == {"tiny"} and all(value > 0 for value in numbers.values())
     assert numbers["pair"] > numbers["frame"] and 1e7 < numbers["work"] < 1e10
     printed = capsys.readouterr().out
-    assert f"tiny, {system}, 64 x 64" in printed and ("refinement" in printed) == (system != "fomm")
+    assert f"tiny, {system}, 64 x 64" in printed and ("refinement" in printed) == (system in ("mrfa", "npmr"))
     torch.manual_seed(0)
     model = AnimationModel.from_preset("tiny", system=system).eval()
     image = torch.rand(1, 3, 64, 64)
@@ -41,13 +41,14 @@ def test_the_bench_runs_and_its_stages_do_not_overlap(system, capsys):
         total, spent = measure(model, lambda: model(image, image), 3)
     expected = {"keypoints", "source features", "generator"}
     expected |= set() if system == "npmr" else {"coarse flow"}
-    expected |= set() if system == "fomm" else {"structure", "projection", "refinement"}
+    expected |= {"background"} if system == "tpsm" else set()
+    expected |= {"structure", "projection", "refinement"} if system in ("mrfa", "npmr") else set()
     assert spent.keys() == expected
     assert 0.3 * total < sum(spent.values()) <= 1.05 * total
 
 
 def test_no_module_is_counted_twice():
-    for system in ("mrfa", "fomm", "npmr"):
+    for system in ("mrfa", "fomm", "npmr", "tpsm"):
         model = AnimationModel.from_preset("tiny", system=system)
         # The generator's and the refiner's own forward don't run the modules named beside them.
         groups = {name: found for name, found in stages(model).items() if name not in ("generator", "refinement")}

@@ -1,14 +1,15 @@
+import pytest
 import torch
 
-from minimodel.generator import GatedUNet
+from minimodel.generator import GatedUNet, InpaintingNetwork
 from minimodel.warping import warp
 
 SIZES = [(4, 4), (8, 8), (16, 16)]
 
 
-def setup():
+def setup(network=GatedUNet):
     torch.manual_seed(0)
-    generator = GatedUNet(base=8, levels=2, maximum=16, outer_kernel=3, norm="group")
+    generator = network(base=8, levels=2, maximum=16, outer_kernel=3, norm="group")
     features = generator.encode(torch.rand(2, 3, 16, 16))
     flows = [0.1 * torch.randn(2, 2, *size) for size in SIZES]
     return generator, features, flows
@@ -18,8 +19,9 @@ def full(value):
     return [torch.full((2, 1, *size), value) for size in SIZES]
 
 
-def test_features_are_listed_coarsest_first():
-    generator, features, _ = setup()
+@pytest.mark.parametrize("network", [GatedUNet, InpaintingNetwork])
+def test_features_are_listed_coarsest_first(network):
+    generator, features, _ = setup(network)
     assert [tuple(f.shape[-2:]) for f in features] == SIZES
     assert [f.shape[1] for f in features] == generator.feature_channels == [16, 16, 8]
 
@@ -32,8 +34,9 @@ def test_all_visible_means_the_finest_warped_features_alone():
     assert torch.allclose(made, expected, atol=1e-6)
 
 
-def test_all_hidden_means_no_warped_features_at_all():
-    generator, features, flows = setup()
+@pytest.mark.parametrize("network", [GatedUNet, InpaintingNetwork])
+def test_all_hidden_means_no_warped_features_at_all(network):
+    generator, features, flows = setup(network)
     made = generator(features, flows, full(-100.0))
     other = generator([f.roll(1, 0) for f in features], [2 * f for f in flows], full(-100.0))
     assert torch.allclose(made, other, atol=1e-6)
@@ -48,3 +51,26 @@ def test_equations_9_and_10_written_out():
         below = generator.up[i](generator.residual[i](out))
         out = warp(features[i + 1], flows[i + 1]) * gate + below * (1 - gate)
     assert torch.allclose(generator(features, flows, occlusions), torch.sigmoid(generator.last(out)), atol=1e-6)
+
+
+def test_inpainting_written_out():
+    """Warped, masked and put beside what rises; two residual blocks before each step up (TPSM Fig. 3)."""
+    generator, features, flows = setup(InpaintingNetwork)
+    occlusions = [torch.randn(2, 1, *size) for size in SIZES]
+    masked = [warp(f, flow) * torch.sigmoid(o) for f, flow, o in zip(features, flows, occlusions)]
+    out = masked[0]
+    for i in range(2):
+        for block in generator.residual[i]:
+            out = block(out)
+        out = torch.cat([generator.up[i](out), masked[i + 1]], dim=1)
+    assert torch.allclose(generator(features, flows, occlusions), torch.sigmoid(generator.last(out)), atol=1e-6)
+    assert [len(blocks) for blocks in generator.residual] == [2, 2]
+
+
+def test_inpainting_uses_the_occlusion_of_every_scale():
+    generator, features, flows = setup(InpaintingNetwork)
+    occlusions = [torch.zeros(2, 1, *size, requires_grad=True) for size in SIZES]
+    made = generator(features, flows, occlusions)
+    assert made.shape == (2, 3, 16, 16) and 0 <= made.min() <= made.max() <= 1
+    made.square().sum().backward()
+    assert all(occlusion.grad.any() for occlusion in occlusions)

@@ -3,7 +3,13 @@ import math
 import pytest
 import torch
 
-from minimodel.keypoints import KeypointDetector, gaussian_heatmaps, soft_argmax
+from minimodel.keypoints import (
+    BackgroundPredictor,
+    KeypointDetector,
+    SplineDetector,
+    gaussian_heatmaps,
+    soft_argmax,
+)
 from minimodel.warping import identity_grid
 
 
@@ -59,3 +65,43 @@ def test_a_detector_overfits_two_points():
         loss.backward()
         optimizer.step()
     assert loss < 0.04
+
+
+RESNET = dict(base=8, levels=3, blocks=1, pool=False, norm="group")
+
+
+def test_points_of_splines_start_spread_and_stay_inside():
+    torch.manual_seed(0)
+    detector = SplineDetector(4, 5, **RESNET)
+    frames = torch.rand(2, 3, 32, 32)
+    points = detector(frames)
+    assert points.shape == (2, 4, 5, 2) and points.abs().max() < 1
+    assert (points.amax(2) - points.amin(2)).min() > 0.2  # no spline begins in one place or on an upright or flat line
+    with torch.no_grad():
+        detector.network.head.weight.mul_(1e3)
+    points = detector(frames)
+    assert points.abs().max() <= 1 and points.abs().max() > 0.99
+
+
+def test_a_spline_detector_overfits_its_points():
+    torch.manual_seed(0)
+    detector = SplineDetector(1, 2, **RESNET)
+    optimizer = torch.optim.Adam(detector.parameters(), lr=3e-3)
+    frame, wanted = torch.rand(1, 3, 32, 32), torch.tensor([[[[0.4, -0.3], [-0.5, 0.1]]]])
+    for _ in range(100):
+        loss = (detector(frame) - wanted).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.02
+
+
+def test_the_background_begins_still_and_looks_at_both_frames():
+    torch.manual_seed(0)
+    predictor = BackgroundPredictor(**RESNET)
+    source, driving = torch.rand(2, 2, 3, 32, 32)
+    assert torch.equal(predictor(source, driving), torch.eye(2, 3).expand(2, 2, 3))
+    torch.nn.init.normal_(predictor.network.head.weight, std=0.1)
+    matrix = predictor(source, driving)
+    assert not torch.allclose(matrix, predictor(driving, source), atol=1e-3)
+    assert not torch.allclose(matrix, predictor(source.flip(0), driving), atol=1e-3)

@@ -1,9 +1,16 @@
 import torch
 from torch import nn
 
-from minimodel.losses import equivariance_affine, equivariance_points, perceptual_loss, transformed_frame
+from minimodel.losses import (
+    background_loss,
+    equivariance_affine,
+    equivariance_points,
+    perceptual_loss,
+    transformed_frame,
+    warp_loss,
+)
 from minimodel.tps import Spline, random_transforms
-from minimodel.warping import identity_grid
+from minimodel.warping import identity_grid, warp
 
 
 class Raw(nn.Module):
@@ -53,3 +60,30 @@ def test_an_identity_transform_asks_for_the_same_points():
     assert equivariance_points(points, points, identity) < 1e-7
     frame = torch.rand(1, 3, 16, 16)
     assert torch.allclose(transformed_frame(frame, identity), frame, atol=1e-5)
+
+
+def test_background_loss_is_zero_for_inverses_alone():
+    there = torch.tensor([[[1.1, -0.2, 0.3], [0.1, 0.9, -0.2]], [[1.0, 0.0, 0.25], [0.0, 1.0, 0.0]]])
+    whole = torch.cat([there, torch.tensor([0.0, 0.0, 1.0]).expand(2, 1, 3)], 1)
+    back = torch.linalg.inv(whole)[:, :2]
+    assert background_loss(there, back) < 1e-6
+    # Equation 12 by hand: shifts by 1/4 in both directions instead of there and back leave 1/2 in one of nine entries.
+    assert torch.allclose(background_loss(there[1:], there[1:]), torch.tensor(0.5 / 9))
+    assert background_loss(there, torch.zeros(2, 2, 3)) > 0.1  # a matrix of zeros is no way out
+    # The order matters where both shift and scale: it is A' A, not A A'.
+    first, second = torch.tensor([[[2.0, 0, 0], [0, 2, 0]]]), torch.tensor([[[0.5, 0, 1.0], [0, 0.5, 0]]])
+    assert torch.allclose(background_loss(first, second), torch.tensor(1 / 9))
+    assert torch.allclose(background_loss(second, first), torch.tensor(2 / 9))
+
+
+def test_warp_loss_sums_scales_and_moves_nothing_but_the_flow():
+    torch.manual_seed(0)
+    source, driving = ([torch.rand(2, 4, n, n, requires_grad=True) for n in (4, 8)] for _ in "ab")
+    flows = [(0.1 * torch.randn(2, 2, n, n)).requires_grad_() for n in (4, 8)]
+    loss = warp_loss(source, driving, flows)
+    expected = sum((warp(s, f) - d).abs().mean() for s, d, f in zip(source, driving, flows))
+    assert torch.allclose(loss, expected)
+    loss.backward()
+    assert all(flow.grad.any() for flow in flows) and all(x.grad is None for x in (*source, *driving))
+    still = [torch.zeros_like(flow) for flow in flows]
+    assert warp_loss(source, source, still) < 1e-6

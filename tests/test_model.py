@@ -1,12 +1,17 @@
 import dataclasses
+import itertools
+import json
 
 import pytest
 import torch
 
-from minimodel.model import PRESETS, AnimationModel, Config
+from minimodel import tps
+from minimodel.dense_motion import dropout_scales
+from minimodel.model import GENERATORS, PRESETS, PRIORS, AnimationModel, Config
 from minimodel.warping import warp
 
-NEW = ("fomm", "mrfa", "npmr")
+NEW = ("fomm", "mrfa", "npmr", "tpsm")
+COMBINATIONS = [c for c in itertools.product(PRIORS, (False, True), GENERATORS) if c[0] != "none" or c[1]]
 
 
 def pair(size=64, batch=2):
@@ -27,7 +32,7 @@ def test_output_keeps_every_stage(system):
     assert [flow.shape[-1] for flow in output.flows] == [32, 8, 16, 32, 64]
     assert [occlusion.shape[1] for occlusion in output.occlusions] == [1] * 5
     assert torch.allclose(output.warped_source, warp(pair()[0], output.flows[-1]))
-    assert (output.correlation is None) == (system == "fomm")
+    assert (output.correlation is None) == (system in ("fomm", "tpsm"))
 
 
 @pytest.mark.parametrize("system", NEW)
@@ -97,25 +102,101 @@ def test_bfloat16_keeps_flows_in_full_precision():
     assert (exact.image - rough.image).abs().mean() < 0.02
 
 
-def test_every_parameter_gets_a_gradient():
-    for system in NEW:
-        model = tiny(system=system).train()
-        for name, parameter in model.named_parameters():
-            if name.endswith("head.2.weight"):  # the heads' last layers start at zero, which would stop it there
-                torch.nn.init.normal_(parameter, std=0.01)
-        model(*pair()).image.square().mean().backward()
-        missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-        assert missing == []
+@pytest.mark.parametrize("prior, refine, generator", COMBINATIONS)
+def test_every_parameter_of_every_combination_gets_a_gradient(prior, refine, generator):
+    model = tiny(prior=prior, refine=refine, generator=generator).train()
+    for name, parameter in model.named_parameters():
+        # These start at zero, which would stop it there.
+        if name.endswith("head.2.weight") or name == "prior.background.network.head.weight":
+            torch.nn.init.normal_(parameter, std=0.01)
+    output = model(*pair())
+    assert output.image.shape == (2, 3, 64, 64) and len(output.flows) == len(output.occlusions) == 5
+    output.image.square().mean().backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert missing == []
+
+
+@torch.no_grad()
+def test_splines_are_the_package_s_and_start_from_points_in_order():
+    model, (source, driving) = tiny(system="tpsm"), pair()
+    start, end = (model.encode_driving(image) for image in (source, driving))
+    assert start.points.shape == (2, 50, 2)
+    coarse = model.render(model.encode_source(source), end).coarse
+    splines = [motion.points.view(2, 10, 5, 2) for motion in (start, end)]
+    expected = tps.part_flows(*splines, (32, 32), regularisation=model.config.regularisation)
+    assert torch.allclose(coarse.part_flows[:, 1:], expected, atol=1e-6)
+
+
+@torch.no_grad()
+def test_the_background_moves_where_the_driving_image_is_given():
+    model, (source, driving) = tiny(system="tpsm"), pair()
+    shift = torch.tensor([[1.0, 0.0, 0.2], [0.0, 1.0, -0.1]])
+    model.prior.background.network.head.bias.copy_(shift.flatten())
+    state, motion = model.encode_source(source), model.encode_driving(driving)
+    moving = model.render(state, motion).coarse
+    assert torch.allclose(moving.part_flows[:, 0], shift[:, 2].view(2, 1, 1).expand(2, 2, 32, 32), atol=1e-6)
+    assert torch.equal(moving.background, shift.expand(2, 2, 3))
+    still = model.render(state, dataclasses.replace(motion, image=None)).coarse
+    assert not still.part_flows[:, 0].any() and still.background is None
+
+
+@torch.no_grad()
+def test_structure_points_are_the_means_of_each_spline():
+    model, image = tiny(prior="tps"), pair()[0]
+    motion = model.encode_driving(image)
+    seen = []
+    model.structure.driving_encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.render(model.encode_source(image), motion)
+    assert torch.allclose(seen[0], motion.points.view(2, 10, 5, 2).mean(2), atol=1e-6)
+    plain = tiny()
+    assert torch.equal(plain.structure._part_points(plain.encode_driving(image)), plain.encode_driving(image).points)
+
+
+@torch.no_grad()
+def test_dropped_splines_do_not_move_anything():
+    model, (source, driving) = tiny(system="tpsm"), pair()
+    state, motion = model.encode_source(source), model.encode_driving(driving)
+    all_but_one = dropout_scales(torch.tensor([[0.9] + [0.0] * 9]).expand(2, -1), 0.5)
+    masks = model.render(state, motion, part_scales=all_but_one).coarse.masks
+    assert masks[:, :2].amin((2, 3)).gt(0).all() and not masks[:, 2:].any()
+
+
+@torch.no_grad()
+def test_every_scale_of_the_inpainting_network_has_its_own_occlusion():
+    for prior in ("affine", "tps"):
+        output = tiny(prior=prior, refine=False, generator="inpainting")(*pair())
+        assert [o.shape[-1] for o in output.coarse.occlusions] == [8, 16, 32, 64]
+        assert all(torch.equal(*both) for both in zip(output.occlusions[1:], output.coarse.occlusions, strict=True))
+    # A scale that the hourglass doesn't reach takes the coarse flow's occlusion, resized.
+    shallow = dataclasses.replace(PRESETS["tiny"].dense_motion, levels=1)
+    output = tiny(system="tpsm", dense_motion=shallow)(*pair())
+    assert len(output.coarse.occlusions) == 2
+    assert torch.allclose(output.occlusions[1], torch.nn.functional.avg_pool2d(output.coarse.occlusion, 4), atol=1e-5)
+
+
+def test_weights_written_before_a_field_was_there_can_be_read():
+    values = json.loads(PRESETS["tiny"].to_json())
+    for name in ("inpainting", "spline_detector", "spline_points", "regularisation"):
+        del values[name]
+    read = Config.from_json(json.dumps(values))
+    assert read.unet == PRESETS["tiny"].unet and read.inpainting == Config().inpainting
 
 
 def test_sizes_of_the_presets():
-    assert sum(p.numel() for p in tiny().parameters()) <= 2.9e6
+    for prior, refine, generator in COMBINATIONS:
+        assert sum(p.numel() for p in tiny(prior=prior, refine=refine, generator=generator).parameters()) <= 2.9e6
     with torch.device("meta"):
         paper = AnimationModel(PRESETS["paper"])
     updater = paper.refiner.updater
     assert updater.correlation_in.in_channels == 98 and updater.motion.out_channels == 126
     assert paper.generator.feature_channels == [512, 512, 512, 256, 128, 64]
     assert len(paper.refiner.projections) == 6
+    with torch.device("meta"):
+        splines = AnimationModel.from_preset("paper", system="tpsm")
+        refined = AnimationModel.from_preset("paper", system="tpsm", refine=True)
+    assert splines.generator.feature_channels == [512, 256, 128, 64]
+    assert len(splines.prior.dense_motion.coarser_heads) == 1 and len(splines.prior.dense_motion.finer_heads) == 2
+    assert refined.config.iterations == 4
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from minimodel import train as module
 from minimodel.data import synthetic
 from minimodel.data.video import VideoWriter
 from minimodel.features import FaceFeatures
-from minimodel.model import AnimationModel, HourglassSizes
+from minimodel.model import AnimationModel, HourglassSizes, ResNetSizes
 from minimodel.refinement import UpdaterWidths
 from minimodel.train import FeaturesConfig, PairStream, TrainConfig, TrainingStopped, train, train_features
 
@@ -34,12 +34,14 @@ SIZES = dict(
     image_size=32,
     points=3,
     detector=HourglassSizes(8, 2, 16),
+    spline_detector=ResNetSizes(8, 2, 1, pool=False),
     dense_motion=HourglassSizes(8, 2, 16),
     structure=HourglassSizes(8, 2, 16),
     structure_features=8,
     iterations=3,
     updater=UpdaterWidths((8, 8), (8, 8), 8, (8, 8), 8),
     unet=HourglassSizes(8, 2, 16),
+    inpainting=HourglassSizes(8, 2, 16),
 )
 ALWAYS, NEVER = 1e-9, 1e9  # minutes between evaluations, each with a checkpoint
 STEPS = 12
@@ -132,13 +134,14 @@ def train_in_child(output, clips, *, arm=None, kill_at=None, **options):
     return ended, torch.load(output / "checkpoint.pt", weights_only=True)["state"]["step"]
 
 
-def train_and_be_killed(folder, clips):
-    done = [train_in_child(folder / "whole", clips)]
+def train_and_be_killed(folder, clips, system):
+    options, often = dict(system=str(system)), dict(system=str(system), evaluate_minutes=ALWAYS)
+    done = [train_in_child(folder / "whole", clips, **options)]
     killed = folder / "killed"
-    done.append(train_in_child(killed, clips, arm=lambda: half_a_checkpoint(3), evaluate_minutes=ALWAYS))
-    done.append(train_in_child(killed, clips, kill_at=7))
-    done.append(train_in_child(killed, clips, arm=lambda: between_the_files(2), evaluate_minutes=ALWAYS))
-    done.append(train_in_child(killed, clips))
+    done.append(train_in_child(killed, clips, arm=lambda: half_a_checkpoint(3), **often))
+    done.append(train_in_child(killed, clips, kill_at=7, **options))
+    done.append(train_in_child(killed, clips, arm=lambda: between_the_files(2), **often))
+    done.append(train_in_child(killed, clips, **options))
     (folder / "done.json").write_text(json.dumps(done))
 
 
@@ -196,8 +199,9 @@ def call(name, *arguments, launch=(), **options):
 # ----------------------------------------------------------------------------------------------------- going on
 
 
-def test_a_run_that_is_killed_again_and_again_ends_in_the_same_weights(tmp_path, clips):
-    call("train_and_be_killed", tmp_path, clips)
+@pytest.mark.parametrize("system", ["mrfa", "tpsm"])
+def test_a_run_that_is_killed_again_and_again_ends_in_the_same_weights(tmp_path, clips, system):
+    call("train_and_be_killed", tmp_path, clips, system)
     done = json.loads((tmp_path / "done.json").read_text())
     # How each ended (1 is the end of a child that wasn't killed), and how far its checkpoint is.
     assert done == [[1, STEPS], [-9, 2], [-9, 2], [-9, 4], [1, STEPS]]
@@ -281,7 +285,7 @@ def test_minutes_count_training_alone(tmp_path, clips, monkeypatch):
 
 
 @pytest.mark.parametrize("motion_steps", [0, 2])
-@pytest.mark.parametrize("system", ["mrfa", "fomm", "npmr"])
+@pytest.mark.parametrize("system", ["mrfa", "fomm", "npmr", "tpsm"])
 def test_one_pair_is_soon_known_by_heart(tmp_path, clips, monkeypatch, system, motion_steps):
     item = PairStream.__getitem__
     monkeypatch.setattr(PairStream, "__getitem__", lambda self, step: item(self, 0))
@@ -314,6 +318,32 @@ def test_the_learning_rate_falls_twice(tmp_path, clips, monkeypatch):
     assert seen == pytest.approx([1e-3] * 6 + [1e-4] * 3 + [1e-5])
 
 
+def test_splines_are_dropped_early_and_the_background_moves_later(tmp_path, clips, monkeypatch):
+    shares, still = [], []
+    move = AnimationModel.move
+
+    def watch(self, source, motion, *, part_scales=None):
+        if self.training:
+            shares.append(float((part_scales == 0).float().mean()))
+            still.append(motion.image is None)
+        return move(self, source, motion, **({} if part_scales is None else dict(part_scales=part_scales)))
+
+    monkeypatch.setattr(AnimationModel, "move", watch)
+    train(settings(tmp_path / "run", clips, system="tpsm", steps=20, batch=16), **SIZES | dict(points=10))
+    assert still == [True] * 2 + [False] * 18
+    assert all(0 < share < 0.6 for share in shares[:7]) and not any(shares[7:])
+    assert sum(shares[4:7]) / 3 == pytest.approx(0.3, abs=0.08)
+    terms = lines(tmp_path / "run")
+    assert ["background" in line for line in terms] == [False] * 2 + [True] * 18 and all(
+        "warp" in line for line in terms
+    )
+
+
+def test_the_probability_of_dropping_rises_and_ends():
+    for progress, expected in ((0, 0.1), (0.01, 0.13), (0.05, 0.25), (0.07, 0.3), (0.3499, 0.3), (0.35, 0), (1, 0)):
+        assert module.dropout_probability(progress) == pytest.approx(expected)
+
+
 def test_features_learn_and_can_be_loaded(tmp_path):
     scores = train_features(FeaturesConfig(tmp_path / "features.safetensors", minutes=0.01, batch=2, size=32))
     features = FaceFeatures()
@@ -328,9 +358,10 @@ def test_features_learn_and_can_be_loaded(tmp_path):
 # ---------------------------------------------------------------------------------------------------------- pairs
 
 
-def stream(data=("synthetic",), share=(0, 1), **options):
+def stream(data=("synthetic",), share=(0, 1), droppable=0, **options):
     options = dict(batch=8, steps=1, augment=False) | options
-    return PairStream(TrainConfig(Path("unused"), data=data, **options), 16, torch.device("cpu"), share=share)
+    config = TrainConfig(Path("unused"), data=data, **options)
+    return PairStream(config, 16, torch.device("cpu"), share=share, droppable=droppable)
 
 
 def test_a_step_and_a_seed_name_a_batch():
@@ -351,8 +382,9 @@ def test_another_seed_is_another_batch():
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_shares_of_all_processes_are_the_batch_of_one(clips, processes):
     data = ("synthetic", str(clips))
-    whole = stream(data, augment=True)[3]
-    shares = [stream(data, share=(n, processes), augment=True)[3] for n in range(processes)]
+    whole = stream(data, augment=True, droppable=5)[3]
+    shares = [stream(data, share=(n, processes), augment=True, droppable=5)[3] for n in range(processes)]
+    assert whole["chances"].shape == (8, 5) and len(whole["chances"].unique()) == 40
     for name, value in whole.items():
         assert torch.allclose(torch.cat([share[name] for share in shares]), value, atol=1e-6)
 
@@ -366,6 +398,11 @@ def test_two_sources_give_equal_shares_to_every_process(tmp_path):
         batch = stream(data, share=share)[0]
         black = (batch["source"].flatten(1).amax(1) < 0.05) & (batch["driving"].flatten(1).amax(1) < 0.05)
         assert 2 * int(black.sum()) == len(black) == 8 // share[1]
+
+
+def test_numbers_for_dropout_change_nothing_else():
+    batch, other = stream()[5], stream(droppable=4)[5]
+    assert other.keys() - batch.keys() == {"chances"} and all(torch.equal(batch[name], other[name]) for name in batch)
 
 
 def test_augmentation_is_an_option(clips):
@@ -420,9 +457,10 @@ def test_a_run_that_stopped_goes_on_as_if_the_step_had_not_been_tried(tmp_path, 
     assert same(config.output / "model.safetensors", tmp_path / "whole" / "model.safetensors")
 
 
-def test_weights_that_explode_stop_the_run_with_one_line(tmp_path, clips):
+@pytest.mark.parametrize("system", ["mrfa", "tpsm"])
+def test_weights_that_explode_stop_the_run_with_one_line(tmp_path, clips, system):
     command = [sys.executable, "-m", "minimodel", "train", "--output", tmp_path / "run", "--data", clips]
-    command += ["--steps", "9", "--batch", "2", "--learning-rate", "1e30"]
+    command += ["--steps", "9", "--batch", "2", "--learning-rate", "1e30", "--system", system]
     ended = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2 and "Traceback" not in ended.stderr
     assert ended.stderr.count("minimodel: loss or gradient is not finite in step ") == 1
