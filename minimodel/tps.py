@@ -70,15 +70,17 @@ def fit(control: Float[Tensor, "b k n 2"], values: Float[Tensor, "b k n 2"], *, 
     # Eight equations a spline cost nothing, and in float32 points near a line would leave three digits of them.
     points, wanted = control.double(), values.double()
     bend = kernel((points[..., :, None, :] - points[..., None, :, :]).square().sum(-1))
-    bend = bend + regularisation * torch.eye(bend.shape[-1], dtype=bend.dtype, device=bend.device)
+    # The weights are solved for in units of 1 / scale, or a large lambda would make the other equations look like zero.
+    scale = 1 + regularisation
+    bend = (bend + regularisation * torch.eye(bend.shape[-1], dtype=bend.dtype, device=bend.device)) / scale
     flat = torch.cat([points, torch.ones_like(points[..., :1])], dim=-1)
     # K w + P a = v meets the values; P^T w = 0 keeps the bending from doing what the affine part can do.
     below = torch.cat([flat.mT, flat.new_zeros(*flat.shape[:-2], 3, 3)], dim=-1)
     equations = torch.cat([torch.cat([bend, flat], dim=-1), below], dim=-2)
     wanted = torch.cat([wanted, wanted.new_zeros(*wanted.shape[:-2], 3, 2)], dim=-2)
-    solution = solve_symmetric(equations, wanted, smallest=SMALLEST_EIGENVALUE[control.dtype]).to(control.dtype)
+    solution = solve_symmetric(equations, wanted, smallest=SMALLEST_EIGENVALUE[control.dtype])
     weights, affine = solution.split([control.shape[-2], 3], dim=-2)
-    return Spline(control, weights, affine.mT)
+    return Spline(control, (weights / scale).to(control.dtype), affine.mT.to(control.dtype))
 
 
 def solve_symmetric(

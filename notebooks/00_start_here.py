@@ -222,6 +222,7 @@ assert metrics.l1(wrong, D) > metrics.l1(S, D) > metrics.l1(by_package, D)
 # |---|---|---|
 # | **0** | (this) the task, the faces, the true flow | [`data/synthetic.py`](../minimodel/data/synthetic.py) |
 # | [**1**](01_affine_flows.ipynb) | coordinates, warping, ten moving parts | [`warping.py`](../minimodel/warping.py), [`affine.py`](../minimodel/affine.py), [`dense_motion.py`](../minimodel/dense_motion.py) |
+# | [**2**](02_thin_plate_splines.ipynb) | parts that bend, a background that moves | [`tps.py`](../minimodel/tps.py), [`dense_motion.py`](../minimodel/dense_motion.py) |
 # | [**3**](03_unsupervised_keypoints.ipynb) | points that nobody labelled | [`keypoints.py`](../minimodel/keypoints.py), [`losses.py`](../minimodel/losses.py) |
 # | [**6**](06_structure_correlation.ipynb) | who in the source looks like whom in the driving frame | [`correlation.py`](../minimodel/correlation.py) |
 # | [**7**](07_lookup_and_refinement.ipynb) | refining the flow from 8 pixels to the whole picture | [`refinement.py`](../minimodel/refinement.py) |
@@ -229,8 +230,8 @@ assert metrics.l1(wrong, D) > metrics.l1(S, D) > metrics.l1(by_package, D)
 # | [**11**](11_train_a_full_model.ipynb) | training, measuring and using the whole | [`train.py`](../minimodel/train.py), [`evaluate.py`](../minimodel/evaluate.py), [`animate.py`](../minimodel/animate.py) |
 #
 # The papers behind it: *Learning Motion Refinement for Unsupervised Face Animation* (below and everywhere: **MRFA**),
-# which notebooks 1 to 8 follow, and its ancestors. Chapters that are not in this table (splines, landmarks, metrics,
-# ways to transfer motion) are still being written.
+# which notebooks 1 to 8 follow, and its ancestors, *Thin-Plate Spline Motion Model for Image Animation* (**TPSM**) among
+# them. Chapters that are not in this table (landmarks, metrics, ways to transfer motion) are still being written.
 #
 # ## Exercises
 #

@@ -119,6 +119,16 @@ def test_fit_passes_through_its_points(dtype, error):
         assert (fit(control, values)(control) - values).abs().max() < error
 
 
+@pytest.mark.parametrize("dtype, error", [(torch.float64, 1e-6), (torch.float32, 1e-4)])
+def test_an_endlessly_thick_plate_is_the_best_affine_map(dtype, error):
+    control = points_of("random")
+    values = values_of(control)
+    spline = fit(control.to(dtype), values.to(dtype), regularisation=1e8)
+    flat = np.concatenate([control[1, 2].numpy(), np.ones((5, 1))], 1)
+    best = np.linalg.lstsq(flat, values[1, 2].numpy(), rcond=None)[0].T
+    assert np.abs(spline.affine[1, 2].numpy() - best).max() < error
+
+
 def test_an_affine_map_is_found_exactly_however_strong_the_regularisation():
     control = points_of("random")
     matrix = torch.tensor([[1.2, -0.3, 0.1], [0.4, 0.8, -0.2]], dtype=torch.float64)
