@@ -227,6 +227,7 @@ axes[0].semilogx(strengths, missed)
 axes[0].set(xlabel="λ", ylabel="points missed by (pixels)")
 axes[1].semilogx(strengths, [bending(each).item() for each in splines])
 axes[1].set(xlabel="λ", ylabel="bending")
+figure.tight_layout()
 plt.show()
 assert missed[0] < 0.05 and missed[-1] > 5 * missed[0]
 
@@ -318,7 +319,7 @@ for number, (name, values) in enumerate({"nothing moves": still, **errors}.items
     axis.bar([x + 0.28 * number for x in range(2)], values, 0.25, label=name)
 axis.set_xticks([0.28, 1.28], ["whole face", "lips"])
 axis.set_ylabel("error in pixels")
-axis.legend(frameon=False)
+axis.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
 plt.show()
 assert errors["bending"][0] < 1.1 * errors["stiff"][0] < 0.2 * still[0]
 assert errors["bending"][1] < 0.8 * errors["stiff"][1]
@@ -417,7 +418,7 @@ figure, axis = plt.subplots(figsize=(4, 2))
 for number, (P, each) in enumerate(counts.items()):
     axis.bar([seed + 0.4 * number for seed in range(4)], each, 0.35, label=f"P = {P}")
 axis.set(xlabel="seed", ylabel="splines at work", xticks=[])
-axis.legend(frameon=False, fontsize=8)
+axis.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
 plt.show()
 assert counts[0.3].mean() > counts[0.0].mean() + 0.3
 
