@@ -49,3 +49,12 @@ def balanced_accuracy(predicted: Bool[Tensor, "b 1 h w"], truth: Bool[Tensor, "b
     right = predicted == truth
     shares = [(right & part).flatten(1).sum(1) / part.flatten(1).sum(1) for part in (truth, ~truth)]
     return (shares[0] + shares[1]) / 2
+
+
+def shape_error(made: Float[Tensor, "b n 2"], wanted: Float[Tensor, "b n 2"]) -> Float[Tensor, "b"]:
+    """Mean distance of corresponding points after ``made`` was shifted, turned and scaled onto ``wanted`` as well as it
+    goes (least squares, without mirroring): what is left is a difference of shape."""
+    # In the complex plane turning and scaling is one factor, and its best value that of a one-dimensional regression.
+    made, wanted = (torch.view_as_complex((x - x.mean(1, keepdim=True)).contiguous()) for x in (made, wanted))
+    factor = (made.conj() * wanted).sum(1, keepdim=True) / made.abs().square().sum(1, keepdim=True)
+    return (factor * made - wanted).abs().mean(1)
