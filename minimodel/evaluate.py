@@ -223,12 +223,15 @@ class CrossClip:
     landmarks: Float[Tensor, "t 74 2"]  # of ``truth``, normalised
 
 
-def cross_clips(name: str, size: int) -> list[CrossClip]:
-    """The frozen cross-identity pairs. In "cross-aligned" the source is in the state of the film's first frame, as the
-    usual protocol asks for; in "cross-plain" it is in one of its own."""
+def cross_clips(name: str, size: int, *, count: int = BENCHMARK_CLIPS) -> list[CrossClip]:
+    """The first ``count`` of the frozen cross-identity pairs.
+
+    In "cross-aligned" the source is in the state of the film's first frame, as the usual protocol asks for; in
+    "cross-plain" it is in one of its own.
+    """
     people = synthetic.sample_identities(BENCHMARK_CLIPS, BENCHMARK_SEED)
     clips = []
-    for number in range(BENCHMARK_CLIPS):
+    for number in range(count):
         states = synthetic.animate_states(CROSS_FRAMES * CROSS_STRIDE, BENCHMARK_SEED + number)[::CROSS_STRIDE]
         start = states[:1]
         if name == "cross-plain":

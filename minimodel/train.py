@@ -364,9 +364,9 @@ class AvdConfig:
     """The model: shipped weights by name, or a .safetensors file. The network is saved beside them, as avd-NAME."""
     data: tuple[str, ...] = ("synthetic",)
     """"synthetic", folders of clips, or several of both: best what the model was trained on."""
-    pairs: int = 4000
+    pairs: int = 2000
     """Pairs of frames whose points are found, once ..."""
-    steps: int = 20_000
+    steps: int = 2000
     """... and then deformed anew in each of so many steps."""
     batch: int = 128
     """Pairs a step."""

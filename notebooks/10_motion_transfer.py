@@ -275,8 +275,9 @@ generator = torch.Generator().manual_seed(3)
 strangers = [transfer.deformed(transfer.take(own, slice(12, 13)), generator) for _ in range(4)]
 figure, axes = plt.subplots(1, 5, figsize=(9, 2))
 for axis, points in zip(axes, [own.points[12], *(stranger.points[0] for stranger in strangers)]):
-    axis.scatter(*points.T, c=range(10), cmap="tab10", s=18)
-    axis.set(xlim=(-1, 1), ylim=(1, -1), aspect="equal", xticks=[], yticks=[])
+    axis.scatter(*own.points[12].T, facecolors="none", edgecolors="lightgray", s=30)
+    axis.scatter(*points.T, c=range(10), cmap="tab10", s=12)
+    axis.set(xlim=(-0.6, 0.6), ylim=(0.6, -0.6), aspect="equal", xticks=[], yticks=[])
 axes[0].set_title("as it was", fontsize=9)
 axes[1].set_title("deformed", fontsize=9)
 plt.show()
@@ -299,7 +300,7 @@ after, before = loss_of(network)
 assert after < 0.7 * before
 
 # %% [markdown]
-# `minimodel avd --weights tiny` trains it in a few minutes, nearly all of them spent on finding points in 4000 pairs of
+# `minimodel avd --weights tiny` trains it in a few minutes, nearly all of them spent on finding points in 2000 pairs of
 # frames. It belongs to the points of one model, and refuses those of another.
 #
 # ## Who is right?
@@ -313,20 +314,11 @@ assert after < 0.7 * before
 #   the landmark).
 # - *shape*: the same after the best shift, turn and zoom. What is left is shape and expression: is it still this face?
 
-
 # %%
-def some_clips(name, count=4):
-    people = synthetic.sample_identities(evaluate.BENCHMARK_CLIPS, evaluate.BENCHMARK_SEED)
-    clips = []
-    for n in range(count):
-        states = synthetic.animate_states(132, evaluate.BENCHMARK_SEED + n)[::12]
-        own_state = synthetic.animate_states(1, evaluate.BENCHMARK_SEED + evaluate.BENCHMARK_CLIPS + n)
-        start = states[:1] if name == "aligned" else own_state
-        clips.append(evaluate.cross_clip(str(n), people[n], people[n + 1], states, start, SIZE))
-    return clips
-
-
-scores = {name: evaluate.evaluate_transfer(model, some_clips(name), network).rows for name in ("aligned", "plain")}
+scores = {}
+for name in ("aligned", "plain"):
+    clips = evaluate.cross_clips(f"cross-{name}", SIZE, count=4)
+    scores[name] = evaluate.evaluate_transfer(model, clips, network).rows
 
 # %%
 modes = ["copy", "standard", "relative", "avd", "same person"]

@@ -67,11 +67,8 @@ def pixels(path):
 
 @pytest.fixture
 def trained(setup, tmp_path):
-    """Beside the model lies an avd network that answers every motion with the mean."""
+    """Beside the model lies an avd network, which has learnt nothing."""
     network = AvdNetwork(10, with_affine=True)
-    for parameter in network.parameters():
-        parameter.data.zero_()
-    network.mean.copy_(torch.cat([torch.rand(20) - 0.5, torch.eye(2).flatten().repeat(10)]))
     network.save(tmp_path / "avd-model.safetensors", model=AnimationModel.load(tmp_path / "model.safetensors"))
     return network
 
