@@ -275,7 +275,8 @@ def evaluate_transfer(
 
     "relative" starts where `animate --mode relative` does; "same person" is the model driven by the true answer, the
     best that any way can do; "oracle" warps the source by the true flow. Landmarks of what was made are the source's
-    true ones, carried by the model's flow: an error of where the face was moved to, not of how it was painted.
+    true ones, carried by the model's flow: an error of where the face was moved to, not of how it was painted. Those
+    count that both frames show: at whose place the true flow points to the source's landmark, within a pixel.
     """
     device = next(model.parameters()).device
     training = model.training
@@ -305,14 +306,16 @@ def evaluate_transfer(
             output = model.render(source, motion)
             results[line] = output.image, output.flows[-1]
         results["oracle"] = warp(still, flow), flow
-        landmarks = clip.landmarks.to(device)
         half = wanted.shape[-1] / 2  # pixels in a normalised unit
+        landmarks, target = clip.landmarks[:1].to(device).expand(len(wanted), -1, -1), clip.landmarks[1:].to(device)
+        shown = (target + read(flow, target) - landmarks).norm(dim=-1) * half < 1
         for line, (image, moved) in results.items():
-            carried = carry(moved, landmarks[:1].expand(len(moved), -1, -1))
+            carried = carry(moved, landmarks)
+            missed = (carried - target).norm(dim=-1) * half
             measured = {
                 "L1": metrics.l1(image, wanted),
-                "landmarks (px)": (carried - landmarks[1:]).norm(dim=-1).mean(1) * half,
-                "shape (px)": metrics.shape_error(carried, landmarks[1:]) * half,
+                "landmarks (px)": (missed * shown).sum(1) / shown.sum(1),
+                "shape (px)": metrics.shape_error(carried, target, shown) * half,
                 "flow, face (px)": metrics.flow_error(moved, flow, where),
             }
             for measure, values in measured.items():
@@ -334,12 +337,17 @@ def carry(flow: Float[Tensor, "b 2 h w"], points: Float[Tensor, "b n 2"]) -> Flo
     z = torch.stack([grid[torch.cdist(p, end).argmin(1)] for p, end in zip(points, ends)])
     best, smallest = z, torch.full_like(z[..., :1], torch.inf)
     for _ in range(10):
-        arrow = F.grid_sample(flow, z[:, :, None], padding_mode="border", align_corners=False)[..., 0].transpose(1, 2)
-        missed = points - z - arrow
+        missed = points - z - read(flow, z)
         distance = missed.norm(dim=-1, keepdim=True)
         best, smallest = torch.where(distance < smallest, z, best), torch.minimum(distance, smallest)
         z = z + missed
     return best
+
+
+def read(flow: Float[Tensor, "b 2 h w"], points: Float[Tensor, "b n 2"]) -> Float[Tensor, "b n 2"]:
+    """The flow's arrows at these places."""
+    arrows = F.grid_sample(flow, points[:, :, None], padding_mode="border", align_corners=False)
+    return arrows[..., 0].transpose(1, 2)
 
 
 @torch.no_grad()
