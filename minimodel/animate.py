@@ -101,7 +101,7 @@ def render_frames(
         yield from zip(wanted, model.render(state, motion).image, strict=True)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def find_start(
     model: AnimationModel,
     source: Float[Tensor, "1 3 h w"],

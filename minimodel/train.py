@@ -387,7 +387,7 @@ def train_avd(config: AvdConfig) -> AvdNetwork:
     network = AvdNetwork(source.points.shape[1], with_affine=source.affine is not None).to(device)
     rows = flatten(driving)
     network.mean.copy_(rows.mean(0))
-    network.std.copy_(rows.std(0).clamp_min(1e-6))
+    network.std.copy_(rows.std(0).clamp_min(0.01))  # numbers that never change would be blown up
     optimizer = torch.optim.Adam(network.parameters(), lr=AVD_RATE)
     generator = step_generator(config.seed, 0)
     bar = tqdm(range(config.steps), unit=" steps", dynamic_ncols=True, desc="training")
