@@ -10,7 +10,15 @@ from minimodel.bench import BenchConfig, bench
 from minimodel.evaluate import EvaluateConfig
 from minimodel.evaluate import run as evaluate
 from minimodel.prepare import PrepareConfig, SynthesizeConfig, prepare, synthesize
-from minimodel.train import FeaturesConfig, TrainConfig, TrainingStopped, train, train_features
+from minimodel.train import (
+    AvdConfig,
+    FeaturesConfig,
+    TrainConfig,
+    TrainingStopped,
+    train,
+    train_avd,
+    train_features,
+)
 
 COMMANDS = {
     "animate": (AnimateConfig, animate),
@@ -18,6 +26,7 @@ COMMANDS = {
     "evaluate": (EvaluateConfig, evaluate),
     "prepare": (PrepareConfig, prepare),
     "synthesize": (SynthesizeConfig, synthesize),
+    "avd": (AvdConfig, train_avd),
     "features": (FeaturesConfig, train_features),
     "bench": (BenchConfig, bench),
 }

@@ -3,8 +3,9 @@
 Notebook: ``notebooks/00_start_here.ipynb``.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from minimodel import transfer
 from minimodel.data.video import Clip, VideoWriter, fit, read_image
-from minimodel.model import AnimationModel
+from minimodel.model import AnimationModel, Motion
 
 SYNTHETIC = "Synthetic media: this person did not move like this. Animated from one photo by minimodel."
 SMALLEST_SIDE = 256  # of the film: players show smaller ones badly, so they are enlarged
@@ -33,6 +35,12 @@ class AnimateConfig:
     """Film to write, .mp4 (with the video's sound) or .gif."""
     weights: str = "tiny-video"
     """Name of shipped weights, or a .safetensors file."""
+    mode: str = "standard"
+    """standard moves the face to where the driving face is; relative moves it as far as the driving face has moved
+    since a starting frame; avd puts the driving pose onto the photo's shape, with a network of its own beside the
+    weights."""
+    start_frame: int | None = None
+    """Of mode relative, from 0: a frame that shows the photo's pose; the most similar one unless given."""
     size: int | None = None
     """Side of the frames in pixels; that of the weights' preset unless given."""
     side_by_side: bool = False
@@ -41,17 +49,31 @@ class AnimateConfig:
 
 def animate(config: AnimateConfig, *, batch: int = 8) -> Path:
     """Write the film and return its path."""
+    if config.mode not in transfer.MODES:
+        raise ValueError(f"unknown mode {config.mode!r}: there are {', '.join(transfer.MODES)}")
+    if config.start_frame is not None and config.mode != "relative":
+        raise ValueError(f"--start-frame is for mode relative; the mode is {config.mode}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = AnimationModel.load(config.weights).to(device)
     size = model.config.image_size if config.size is None else config.size
     model.check_size(size, size)
     source = fit(read_image(config.source)[None], size).to(device)
     clip = Clip(config.driving)
-    driving = (fit(frame[None] / 255, size)[0] for _, frame in clip.decode())
+
+    def driving() -> Iterator[Tensor]:
+        return (fit(frame[None] / 255, size)[0] for _, frame in clip.decode())
+
     metadata = {"comment": SYNTHETIC, "synthetic_media": "true"}
     with VideoWriter(config.output, like=clip, metadata=metadata) as film:
-        frames = tqdm(driving, total=len(clip), unit=" frames", desc="animating")
-        for wanted, made in render_frames(model, source, frames, batch=batch):
+        move = transfer.standard
+        if config.mode == "avd":
+            move = partial(transfer.avd, network=transfer.AvdNetwork.load(config.weights, model))
+        elif config.mode == "relative":
+            frame, start = find_start(model, source, driving(), frame=config.start_frame, batch=batch)
+            move = partial(transfer.relative, start_motion=start)
+            print(f"movement is counted from frame {frame}")
+        frames = tqdm(driving(), total=len(clip), unit=" frames", desc="animating")
+        for wanted, made in render_frames(model, source, frames, batch=batch, move=move):
             shown = torch.cat([source[0], wanted, made], dim=-1) if config.side_by_side else made
             factor = -(-SMALLEST_SIDE // size)
             if factor > 1:
@@ -63,14 +85,52 @@ def animate(config: AnimateConfig, *, batch: int = 8) -> Path:
 
 @torch.inference_mode()
 def render_frames(
-    model: AnimationModel, source: Float[Tensor, "1 3 h w"], driving: Iterable, *, batch: int = 8
+    model: AnimationModel,
+    source: Float[Tensor, "1 3 h w"],
+    driving: Iterable,
+    *,
+    batch: int = 8,
+    move: Callable[[Motion, Motion], Motion] = transfer.standard,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(driving frame, rendered frame) in turn, for ``driving`` frames (3, h, w); what depends on the source alone is
-    computed once."""
+    computed once. ``move`` makes the motion to render of the source's and the driving frames' (see `transfer`)."""
     state = model.encode_source(source)
-    driving = iter(driving)
-    while frames := list(islice(driving, batch)):
-        wanted = torch.stack(frames).to(source.device)
-        # The driving film's background isn't the photo's, and says nothing about how that one moves.
-        motion = replace(model.encode_driving(wanted), image=None)
+    for wanted in batches(driving, batch):
+        wanted = wanted.to(source.device)
+        motion = move(state.motion, model.encode_driving(wanted))
         yield from zip(wanted, model.render(state, motion).image, strict=True)
+
+
+@torch.no_grad()
+def find_start(
+    model: AnimationModel,
+    source: Float[Tensor, "1 3 h w"],
+    driving: Iterable,
+    *,
+    frame: int | None = None,
+    batch: int = 8,
+) -> tuple[int, Motion]:
+    """The number and the motion of the driving frame whose points lie most like the source's, or of the ``frame`` that
+    is wanted."""
+    if frame is not None:
+        chosen = list(islice(driving, frame, frame + 1)) if frame >= 0 else []
+        if not chosen:
+            raise ValueError(f"start frame {frame}: the driving video has no such frame; they are counted from 0")
+        return frame, model.encode_driving(chosen[0][None].to(source.device))
+    photo = model.encode_driving(source)
+    best, number = (float("inf"), 0, None), 0
+    for frames in batches(driving, batch):
+        motion = model.encode_driving(frames.to(source.device))
+        nearest, index = transfer.shape_distance(photo, motion).min(0)
+        if best[2] is None or nearest < best[0]:
+            best = nearest, number + int(index), transfer.take(motion, index[None])
+        number += len(frames)
+    if best[2] is None:
+        raise ValueError("the driving video has no frame to start from")
+    return best[1:]
+
+
+def batches(frames: Iterable, size: int) -> Iterator[Float[Tensor, "b 3 h w"]]:
+    frames = iter(frames)
+    while some := list(islice(frames, size)):
+        yield torch.stack(some)

@@ -4,14 +4,16 @@ Notebook: ``notebooks/11_train_a_full_model.ipynb``.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from minimodel import metrics, show
+from minimodel import metrics, show, transfer
 from minimodel.data import synthetic
 from minimodel.data.video import Clip, find_clips, fit
 from minimodel.features import load_features
@@ -21,6 +23,10 @@ from minimodel.warping import identity_grid, to_pixels, warp
 # The frozen benchmark: changing any of these, or the renderer, makes all earlier numbers incomparable.
 BENCHMARK_SEED = 2_000_000_000  # training draws its identities from other seeds
 BENCHMARK_CLIPS, BENCHMARK_FRAMES, BENCHMARK_STRIDE = 20, 25, 5  # five seconds of each identity, five frames a second
+
+# The frozen cross-identity pairs: the same people, each driven by the one before.
+CROSS_FRAMES, CROSS_STRIDE = 11, 12
+CROSS = ("cross-aligned", "cross-plain")
 
 FACE = ("skin", "brows", "eyes", "nose", "upper lip", "lower lip", "mouth")
 RIGHT_EYE, LEFT_EYE, MOUTH = slice(36, 42), slice(42, 48), slice(48, 68)  # among the 74 landmarks
@@ -33,7 +39,8 @@ class EvaluateConfig:
     weights: str = "tiny"
     """Name of shipped weights, or a .safetensors file."""
     data: tuple[str, ...] = ("synthetic",)
-    """"synthetic" for the frozen benchmark, folders of clips, or films."""
+    """"synthetic" for the frozen benchmark, folders of clips, or films; "cross-aligned" and "cross-plain" for faces
+    driven by other people, with the true answer: the photo in the pose of the film's first frame, or in any."""
     size: int | None = None
     """Side of the frames in pixels; that of the weights' preset unless given."""
     output: Path | None = None
@@ -53,9 +60,14 @@ def run(config: EvaluateConfig) -> dict[str, "Scores"]:
     features = load_features().to(device)
     scores = {}
     for name in config.data:
-        clips = load_evaluation(name, size)
-        scores[name] = evaluate(model, clips, features)
-        frames = sum(len(clip.frames) - 1 for clip in clips)
+        if name in CROSS:
+            clips = cross_clips(name, size)
+            scores[name] = evaluate_transfer(model, clips, find_avd(config.weights, model))
+            frames = sum(len(clip.driving) - 1 for clip in clips)
+        else:
+            clips = load_evaluation(name, size)
+            scores[name] = evaluate(model, clips, features)
+            frames = sum(len(clip.frames) - 1 for clip in clips)
         print(f"\n{config.weights} on {name}: {len(clips)} clips, {frames} frames of {size} x {size}\n")
         print(scores[name].table())
     if config.output is not None:
@@ -87,7 +99,7 @@ class TestClip:
 class Scores:
     """For each measure the mean over all driving frames, of the model and of the lines beside it."""
 
-    rows: dict[str, dict[str, float]]  # line ("model", "copy", "oracle") -> measure -> value
+    rows: dict[str, dict[str, float]]  # line ("model", "copy", "oracle", or a mode of transfer) -> measure -> value
 
     def summary(self) -> dict[str, float]:
         """Flat, for logs: the model's measures, and its gain in dB over copying."""
@@ -95,7 +107,7 @@ class Scores:
 
     def table(self) -> str:
         """Markdown, one line each for the model and what it is compared with."""
-        measures = list(self.rows["model"])
+        measures = list(next(iter(self.rows.values())))
         lines = ["| | " + " | ".join(measures) + " |", "|---" * (len(measures) + 1) + "|"]
         for line, values in self.rows.items():
             lines.append(f"| {line} | " + " | ".join(_number(values.get(m)) for m in measures) + " |")
@@ -196,6 +208,146 @@ def evaluate(model: AnimationModel, clips: list[TestClip], features: nn.Module, 
     return Scores(
         {line: {name: float(torch.cat(v).nanmean()) for name, v in row.items()} for line, row in lines.items()}
     )
+
+
+@dataclass
+class CrossClip:
+    """A film of one person, and the true answer: the source's person doing the same.
+
+    Frames 1, 2, ... of ``driving`` and ``truth`` are in the same states. ``driving`` begins with the film's first
+    frame, ``truth`` with the source.
+    """
+
+    driving: Float[Tensor, "t 3 h w"]
+    truth: TestClip
+    landmarks: Float[Tensor, "t 74 2"]  # of ``truth``, normalised
+
+
+def cross_clips(name: str, size: int, *, count: int = BENCHMARK_CLIPS) -> list[CrossClip]:
+    """The first ``count`` of the frozen cross-identity pairs.
+
+    In "cross-aligned" the source is in the state of the film's first frame, as the usual protocol asks for; in
+    "cross-plain" it is in one of its own.
+    """
+    people = synthetic.sample_identities(BENCHMARK_CLIPS, BENCHMARK_SEED)
+    clips = []
+    for number in range(count):
+        states = synthetic.animate_states(CROSS_FRAMES * CROSS_STRIDE, BENCHMARK_SEED + number)[::CROSS_STRIDE]
+        start = states[:1]
+        if name == "cross-plain":
+            start = synthetic.animate_states(1, BENCHMARK_SEED + BENCHMARK_CLIPS + number)
+        source = people[(number + 1) % BENCHMARK_CLIPS]
+        clips.append(cross_clip(str(number), people[number], source, states, start, size))
+    return clips
+
+
+def cross_clip(
+    name: str,
+    driver: synthetic.Identity,
+    source: synthetic.Identity,
+    states: synthetic.State,
+    start: synthetic.State,
+    size: int,
+) -> CrossClip:
+    """``driver`` in all ``states``; ``source`` in the state ``start`` and then in the same states from the second on.
+
+    Heads, faces and gaze are transferred, scenes aren't: the true answer has the photo's background where it was, and
+    all frames have one light.
+    """
+    first = replace(start, light=states.light[:1], ambient=states.ambient[:1])
+    joined = {f.name: torch.cat([getattr(first, f.name), getattr(states, f.name)[1:]]) for f in fields(first)}
+    own = synthetic.State(**joined | {"pan": first.pan.expand(len(states), -1)})
+    answer = synthetic.Faces(source, own)
+    driving = synthetic.render(synthetic.Faces(driver, states), size)
+    return CrossClip(driving, synthetic_clip(name, answer, size), synthetic.landmarks(answer))
+
+
+def find_avd(weights: str | Path, model: AnimationModel) -> transfer.AvdNetwork | None:
+    """The avd network of these weights, if one was trained."""
+    return transfer.AvdNetwork.load(weights, model) if transfer.avd_path(weights).exists() else None
+
+
+@torch.no_grad()
+def evaluate_transfer(
+    model: AnimationModel, clips: list[CrossClip], network: transfer.AvdNetwork | None = None
+) -> Scores:
+    """Cross-identity animation against the true answer, a line for each way of transfer.
+
+    "relative" starts where `animate --mode relative` does; "same person" is the model driven by the true answer, the
+    best that any way can do; "oracle" warps the source by the true flow. Landmarks of what was made are the source's
+    true ones, carried by the model's flow: an error of where the face was moved to, not of how it was painted. Those
+    count that both frames show: at whose place the true flow points to the source's landmark, within a pixel.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    lines: dict[str, dict[str, list[Tensor]]] = {}
+    for clip in clips:
+        wanted = clip.truth.frames[1:].to(device)
+        source = model.encode_source(clip.truth.frames[:1].to(device))
+        film = model.encode_driving(clip.driving.to(device))
+        driving = transfer.take(film, slice(1, None))
+        from_first = partial(transfer.relative, start_motion=transfer.take(film, slice(0, 1)))
+        best = transfer.best_start(source.motion, film)
+        from_best = partial(transfer.relative, start_motion=transfer.take(film, slice(best, best + 1)))
+        motions = {
+            "standard": transfer.standard(source.motion, driving),
+            "relative": from_best(source.motion, driving),
+            "relative, from the first frame": from_first(source.motion, driving),
+        }
+        if network is not None:
+            motions["avd"] = transfer.avd(source.motion, driving, network)
+        motions["same person"] = model.encode_driving(wanted)
+        truth = clip.truth.truth
+        flow, where = truth.flow.to(device), (truth.regions["face"] & truth.visible).to(device)
+        still = source.image.expand_as(wanted)
+        results = {"copy": (still, torch.zeros_like(flow))}
+        for line, motion in motions.items():
+            output = model.render(source, motion)
+            results[line] = output.image, output.flows[-1]
+        results["oracle"] = warp(still, flow), flow
+        half = wanted.shape[-1] / 2  # pixels in a normalised unit
+        landmarks, target = clip.landmarks[:1].to(device).expand(len(wanted), -1, -1), clip.landmarks[1:].to(device)
+        shown = (target + read(flow, target) - landmarks).norm(dim=-1) * half < 1
+        for line, (image, moved) in results.items():
+            carried = carry(moved, landmarks)
+            missed = (carried - target).norm(dim=-1) * half
+            measured = {
+                "L1": metrics.l1(image, wanted),
+                "landmarks (px)": (missed * shown).sum(1) / shown.sum(1),
+                "shape (px)": metrics.shape_error(carried, target, shown) * half,
+                "flow, face (px)": metrics.flow_error(moved, flow, where),
+            }
+            for measure, values in measured.items():
+                lines.setdefault(line, {}).setdefault(measure, []).append(values.cpu())
+    model.train(training)
+    return Scores(
+        {line: {name: float(torch.cat(v).nanmean()) for name, v in row.items()} for line, row in lines.items()}
+    )
+
+
+def carry(flow: Float[Tensor, "b 2 h w"], points: Float[Tensor, "b n 2"]) -> Float[Tensor, "b n 2"]:
+    """Where a backward flow makes points of the source appear: for each p a position z with z + F(z) = p, or as nearly
+    as it gets where no z leads there.
+
+    From the pixel whose arrow ends nearest, fixed-point steps go on between pixels; the best position is kept.
+    """
+    grid = identity_grid(*flow.shape[-2:], device=flow.device, dtype=flow.dtype).flatten(1).T
+    ends = grid + flow.flatten(2).transpose(1, 2)
+    z = torch.stack([grid[torch.cdist(p, end).argmin(1)] for p, end in zip(points, ends)])
+    best, smallest = z, torch.full_like(z[..., :1], torch.inf)
+    for _ in range(10):
+        missed = points - z - read(flow, z)
+        distance = missed.norm(dim=-1, keepdim=True)
+        best, smallest = torch.where(distance < smallest, z, best), torch.minimum(distance, smallest)
+        z = z + missed
+    return best
+
+
+def read(flow: Float[Tensor, "b 2 h w"], points: Float[Tensor, "b n 2"]) -> Float[Tensor, "b n 2"]:
+    """The flow's arrows at these places."""
+    arrows = F.grid_sample(flow, points[:, :, None], padding_mode="border", align_corners=False)
+    return arrows[..., 0].transpose(1, 2)
 
 
 @torch.no_grad()

@@ -49,3 +49,16 @@ def balanced_accuracy(predicted: Bool[Tensor, "b 1 h w"], truth: Bool[Tensor, "b
     right = predicted == truth
     shares = [(right & part).flatten(1).sum(1) / part.flatten(1).sum(1) for part in (truth, ~truth)]
     return (shares[0] + shares[1]) / 2
+
+
+def shape_error(
+    made: Float[Tensor, "b n 2"], wanted: Float[Tensor, "b n 2"], where: Bool[Tensor, "b n"]
+) -> Float[Tensor, "b"]:
+    """Mean distance of corresponding points ``where`` they count, after ``made`` was shifted, turned and scaled onto
+    ``wanted`` as well as it goes (least squares, without mirroring): what is left is a difference of shape."""
+    weights = where[..., None] / where.sum(1)[:, None, None]
+    made, wanted = (x - (weights * x).sum(1, keepdim=True) for x in (made, wanted))
+    # In the complex plane turning and scaling is one factor, and its best value that of a one-dimensional regression.
+    made, wanted, weights = torch.view_as_complex(made), torch.view_as_complex(wanted), weights[..., 0]
+    factor = (weights * made.conj() * wanted).sum(1) / (weights * made.abs().square()).sum(1)
+    return (weights * (factor[:, None] * made - wanted).abs()).sum(1)

@@ -448,18 +448,24 @@ class AnimationModel(nn.Module):
     @classmethod
     def load(cls, name_or_path: str | Path) -> "AnimationModel":
         """A shipped model by name, or a file written by `save`; on the CPU, in evaluation mode."""
-        path = Path(name_or_path)
-        if not path.exists():
-            shipped = {p.stem: p for p in WEIGHTS.glob("*.safetensors") if not p.stem.startswith("features")}
-            if str(name_or_path) not in shipped:
-                raise ValueError(f"weights {str(name_or_path)!r}: no such file, and shipped are only {sorted(shipped)}")
-            path = shipped[str(name_or_path)]
+        path = find_weights(name_or_path)
         model = cls(Config.from_json(read_metadata(path)["config"]))
         model.load_state_dict(load_file(path))
         return model.eval()
 
 
-def read_metadata(path: Path) -> dict[str, str]:
+def find_weights(name_or_path: str | Path) -> Path:
+    """The file of a shipped model, or the one of that path."""
+    path = Path(name_or_path)
+    if path.exists():
+        return path
+    shipped = {p.stem: p for p in WEIGHTS.glob("*.safetensors") if not p.stem.startswith(("features", "avd-"))}
+    if str(name_or_path) not in shipped:
+        raise ValueError(f"weights {str(name_or_path)!r}: no such file, and shipped are only {sorted(shipped)}")
+    return shipped[str(name_or_path)]
+
+
+def read_metadata(path: Path, *, format: str = "minimodel") -> dict[str, str]:
     """The metadata of a weight file of ours; a ValueError in one line for any other file. Nothing is unpickled."""
     if path.is_dir():
         raise ValueError(f"{path}: is a directory, expected a .safetensors file")
@@ -470,8 +476,8 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise ValueError(
             f"{path}: not a whole safetensors file (pickled checkpoints are never loaded): {error}"
         ) from error
-    if metadata.get("format") != "minimodel":
-        raise ValueError(f"{path}: safetensors, but not weights of minimodel")
+    if metadata.get("format") != format:
+        raise ValueError(f"{path}: safetensors, but not weights of {format}")
     if metadata.get("version") != FORMAT_VERSION:
         raise ValueError(f"{path}: weight format {metadata.get('version')}, this version reads {FORMAT_VERSION}")
     return metadata

@@ -34,9 +34,10 @@ from minimodel.data.video import Augmentation, VideoPairs
 from minimodel.dense_motion import dropout_scales
 from minimodel.evaluate import evaluate, load_evaluation, strip
 from minimodel.features import FaceFeatures, FaceTasks, load_features
-from minimodel.model import AnimationModel
+from minimodel.model import AnimationModel, Motion
 from minimodel.show import save_picture
 from minimodel.tps import Spline, random_transforms
+from minimodel.transfer import AvdNetwork, avd, avd_path, deformed, flatten, join, take
 from minimodel.warping import from_pixels, resize_flow, warp
 
 BETAS = (0.5, 0.999)
@@ -45,6 +46,7 @@ TPSM_MILESTONES = (0.7, 0.9)
 BACKGROUND_FROM = 0.1  # share of the run before which the TPS prior's background stands still
 DROPOUT_UNTIL = 0.35  # share of the run
 LARGEST_GRADIENT = 10.0  # in the infinity norm
+AVD_RATE = 2e-3
 PRESET_RATES = {"tiny": 4e-4, "small": 2e-4, "paper": 2e-4}
 PRESET_FEATURES = {"tiny": "faces", "small": "vgg19", "paper": "vgg19"}
 
@@ -397,6 +399,72 @@ def train_features(config: FeaturesConfig) -> dict[str, float]:
     scores = {"parsing accuracy": sum(right) / 10, "landmark error (px)": sum(error) / 10}
     print(scores)
     return scores
+
+
+@dataclass
+class AvdConfig:
+    """Train what `animate --mode avd` needs: two small encoders and a decoder for the points of one model."""
+
+    weights: str = "tiny"
+    """The model: shipped weights by name, or a .safetensors file. The network is saved beside them, as avd-NAME."""
+    data: tuple[str, ...] = ("synthetic",)
+    """"synthetic", folders of clips, or several of both: best what the model was trained on."""
+    pairs: int = 2000
+    """Pairs of frames whose points are found, once ..."""
+    steps: int = 2000
+    """... and then deformed anew in each of so many steps."""
+    batch: int = 128
+    """Pairs a step."""
+    seed: int = 0
+
+
+def train_avd(config: AvdConfig) -> AvdNetwork:
+    """Train on two frames of one film (TPSM section 3.4): one gives the shape, the other, deformed as if it were
+    someone else's, the pose, and the result shall be that other frame's motion before it was deformed."""
+    for name in ("pairs", "steps", "batch"):
+        if getattr(config, name) <= 0:
+            raise ValueError(f"--{name} is {getattr(config, name)}: expected more than 0")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = AnimationModel.load(config.weights).to(device)
+    path = avd_path(config.weights)
+    source, driving = motion_pairs(model, config, device)
+    torch.manual_seed(config.seed)
+    network = AvdNetwork(source.points.shape[1], with_affine=source.affine is not None).to(device)
+    rows = flatten(driving)
+    network.mean.copy_(rows.mean(0))
+    network.std.copy_(rows.std(0).clamp_min(0.01))  # numbers that never change would be blown up
+    optimizer = torch.optim.Adam(network.parameters(), lr=AVD_RATE)
+    generator = step_generator(config.seed, 0)
+    bar = tqdm(range(config.steps), unit=" steps", dynamic_ncols=True, desc="training")
+    for step in bar:
+        optimizer.param_groups[0]["lr"] = AVD_RATE * (1 - step / config.steps)
+        chosen = torch.randint(len(rows), (config.batch,), generator=generator).to(device)
+        shape, wanted = (take(motion, chosen) for motion in (source, driving))
+        made = avd(shape, deformed(wanted, generator), network)
+        loss = F.l1_loss(made.points, wanted.points)
+        if wanted.affine is not None:
+            loss = loss + F.l1_loss(made.affine, wanted.affine)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 100 == 0:
+            bar.set_postfix_str(f"loss {loss.item():.4f}")
+    network.eval().save(path, model=model)
+    print(f"wrote {path}")
+    return network
+
+
+@torch.no_grad()
+def motion_pairs(model: AnimationModel, config: AvdConfig, device: torch.device) -> tuple[Motion, Motion]:
+    """What the model sees in the frames of ``config.pairs`` pairs."""
+    size, batch = model.config.image_size, 32
+    drawn = TrainConfig(output=Path(), data=config.data, batch=batch, seed=config.seed)
+    stream, found = PairStream(drawn, size, device), ([], [])
+    for step in tqdm(range(-(-config.pairs // batch)), unit=" batches", dynamic_ncols=True, desc="finding points"):
+        frames = stream[step]
+        for name, motions in zip(("source", "driving"), found):
+            motions.append(model.encode_driving(frames[name]))
+    return tuple(join(motions) for motions in found)
 
 
 def colour_noise(image: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> Float[Tensor, "b 3 h w"]:

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from minimodel.animate import AnimateConfig, animate, render_frames
+from minimodel import transfer
+from minimodel.animate import AnimateConfig, animate, find_start, render_frames
 from minimodel.data.video import Clip
 from minimodel.model import AnimationModel
+from minimodel.transfer import AvdNetwork
 from tests.test_video import film, with_sound
 
 
@@ -70,6 +72,63 @@ def test_the_background_of_the_driving_film_is_left_where_it_is():
     assert all(torch.equal(*both) for both in zip(before, after))
 
 
+def pixels(path):
+    return torch.stack([frame for _, frame in Clip(path).decode()]).float()
+
+
+@pytest.fixture
+def trained(setup, tmp_path):
+    """Beside the model lies an avd network, which has learnt nothing."""
+    network = AvdNetwork(10, with_affine=True)
+    network.save(tmp_path / "avd-model.safetensors", model=AnimationModel.load(tmp_path / "model.safetensors"))
+    return network
+
+
+def test_each_mode_renders_its_own_motion(setup, trained, tmp_path, monkeypatch):
+    """The film shows what `transfer` makes of the points, frame by frame."""
+    rendered = []
+    render = AnimationModel.render
+    monkeypatch.setattr(AnimationModel, "render", lambda *args: rendered.append(args[1:]) or render(*args))
+    for mode in transfer.MODES:
+        rendered.clear()
+        clip = Clip(animate(setup(mode=mode, start_frame=3 if mode == "relative" else None)))
+        assert len(clip) == 11
+        source = rendered[0][0]
+        made = transfer.join([motion for _, motion in rendered])
+        model = AnimationModel.load(tmp_path / "model.safetensors")
+        frames = torch.stack([frame[None] / 255 for _, frame in Clip(tmp_path / "driving.mp4").decode()])[:, 0]
+        frames = torch.nn.functional.interpolate(frames, (64, 64), mode="bilinear", antialias=True, align_corners=False)
+        with torch.no_grad():
+            film = model.encode_driving(frames)
+        expected = {
+            "standard": film,
+            "relative": transfer.relative(source.motion, film, transfer.take(film, slice(3, 4))),
+            "avd": transfer.avd(source.motion, film, trained),
+        }[mode]
+        assert torch.allclose(made.points, expected.points, atol=1e-4)
+        assert torch.allclose(made.affine, expected.affine, atol=1e-3)
+
+
+def test_a_photo_that_is_a_frame_of_the_film_is_where_relative_starts(setup, tmp_path, capsys):
+    """So its motion is the film's own, and the two modes make the same film."""
+    frames = [frame for _, frame in Clip(tmp_path / "driving.mp4").decode()]
+    iio.imwrite(tmp_path / "frame.png", frames[6].permute(1, 2, 0).numpy())
+    standard = pixels(animate(setup(source="frame.png", output="a.mp4")))
+    relative = pixels(animate(setup(source="frame.png", output="b.mp4", mode="relative")))
+    assert "movement is counted from frame 6" in capsys.readouterr().out
+    assert (standard - relative).abs().mean() < 0.5 and standard.std() > 5
+
+
+def test_the_start_is_the_most_similar_frame_or_the_given_one(setup, tmp_path, capsys):
+    animate(setup(mode="relative", start_frame=10))
+    assert "movement is counted from frame 10" in capsys.readouterr().out
+    model = AnimationModel.load(tmp_path / "model.safetensors")
+    source, frames = torch.rand(1, 3, 64, 64), torch.rand(9, 3, 64, 64)
+    with torch.no_grad():
+        expected = transfer.best_start(model.encode_driving(source), model.encode_driving(frames))
+    assert find_start(model, source, frames, batch=4)[0] == expected
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -82,6 +141,12 @@ def test_the_background_of_the_driving_film_is_left_where_it_is():
         (dict(size=100), "multiples of 16; nearest heights are 96 or 112"),
         (dict(output="out.avi"), "must end in .mp4 or .gif"),
         (dict(output="photo.png/out.mp4"), "can't be written"),
+        (dict(mode="best"), "unknown mode 'best': there are standard, relative, avd"),
+        (dict(mode="avd"), "avd-model.safetensors, which isn't there: it is made by `minimodel avd --weights"),
+        (dict(mode="avd", start_frame=0), "--start-frame is for mode relative; the mode is avd"),
+        (dict(start_frame=0), "--start-frame is for mode relative; the mode is standard"),
+        (dict(mode="relative", start_frame=11), "start frame 11: the driving video has no such frame"),
+        (dict(mode="relative", start_frame=-1), "start frame -1: the driving video has no such frame"),
     ],
 )
 def test_wrong_input_is_named_and_nothing_is_left_behind(setup, tmp_path, options, message):

@@ -70,6 +70,7 @@ def complaints(text):
 
 
 ANIMATE = dict(source="photo.png", driving="clips/a.mp4", output="out.mp4", weights="model.safetensors")
+AVD = dict(weights="model.safetensors", data="clips", pairs="2", steps="1")
 EVALUATE = dict(weights="model.safetensors", data="clips", output="out.json")
 PREPARE = dict(videos="clips", output="out")
 SYNTHESIZE = dict(output="out", clips="1", seconds="0.24")
@@ -98,6 +99,15 @@ CASES = [
     ("animate", ANIMATE, dict(output="out.avi"), "out.avi: the name of the output must end in .mp4 or .gif"),
     ("animate", ANIMATE, dict(output="file/out.mp4"), "file/out.mp4: can't be written"),
     ("animate", ANIMATE, dict(output="/dev/full/out.mp4"), "/dev/full/out.mp4: can't be written"),
+    ("animate", ANIMATE, dict(mode="x"), "unknown mode 'x': there are standard, relative, avd"),
+    ("animate", ANIMATE, dict(mode="avd"), "it is made by `minimodel avd --weights model.safetensors`"),
+    ("animate", ANIMATE, {"start-frame": "1"}, "--start-frame is for mode relative"),
+    ("animate", ANIMATE, {"mode": "relative", "start-frame": "4"}, "start frame 4: the driving video has no such"),
+    # avd
+    ("avd", AVD, dict(weights="huge"), "weights 'huge': no such file, and shipped are only ['tiny'"),
+    ("avd", AVD, dict(weights="pickle.pt"), "pickle.pt: not a whole safetensors file"),
+    ("avd", AVD, dict(data="missing"), "missing: no such"),
+    ("avd", AVD, dict(pairs="0"), "--pairs is 0: expected more than 0"),
     # evaluate
     ("evaluate", EVALUATE, dict(data="missing"), "missing: no such"),
     ("evaluate", EVALUATE, dict(data="file"), "file: expected a"),

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from minimodel import evaluate as module
-from minimodel import metrics
+from minimodel import metrics, transfer
 from minimodel.data import synthetic
 from minimodel.data.video import VideoWriter
 from minimodel.evaluate import (
@@ -17,15 +17,19 @@ from minimodel.evaluate import (
     TestClip,
     around,
     benchmark,
+    carry,
+    cross_clips,
     evaluate,
+    evaluate_transfer,
     load_evaluation,
     run,
     strip,
     synthetic_clip,
 )
 from minimodel.features import load_features
-from minimodel.model import AnimationModel
-from minimodel.warping import warp
+from minimodel.model import AnimationModel, Motion
+from minimodel.transfer import AvdNetwork
+from minimodel.warping import identity_grid, warp
 
 TestClip.__test__ = False  # no test, whatever its name
 
@@ -286,6 +290,160 @@ def test_summary_and_table():
         "| model | 22.50 | 0.0500 | 0.7000 |",
         "| copy | 20.00 | 0.0612 |  |",
     ]
+
+
+# ------------------------------------------------------------------------------------------------- cross-identity
+
+
+@pytest.fixture(scope="module")
+def crossed():
+    """Two pairs of each of the frozen sets."""
+    return {name: cross_clips(name, 64, count=2) for name in module.CROSS}
+
+
+def test_the_cross_identity_set_is_frozen(crossed):
+    for name, clips in crossed.items():
+        assert all(clip.driving.shape == clip.truth.frames.shape == (11, 3, 64, 64) for clip in clips)
+        means = [float(frames.mean()) for clip in clips for frames in (clip.driving, clip.truth.frames)]
+        assert means == pytest.approx(CROSS_MEANS[name], abs=2e-4)
+
+
+CROSS_MEANS = {"cross-aligned": [0.2918, 0.5437, 0.5183, 0.3588], "cross-plain": [0.2918, 0.5423, 0.5183, 0.3759]}
+
+
+def test_in_the_aligned_set_both_people_begin_alike_and_in_the_plain_one_they_do_not(crossed):
+    aligned, plain = crossed["cross-aligned"], crossed["cross-plain"]
+    people = synthetic.sample_identities(module.BENCHMARK_CLIPS, module.BENCHMARK_SEED)
+    for number in range(2):
+        states = synthetic.animate_states(132, module.BENCHMARK_SEED + number)[::12]
+        # The film is the one person in all states, the truth the other; the source is in the first state, or isn't.
+        assert torch.equal(aligned[number].driving, synthetic.render(synthetic.Faces(people[number], states), 64))
+        other = synthetic.landmarks(synthetic.Faces(people[number + 1], states))
+        assert torch.allclose(aligned[number].landmarks, other, atol=1e-5)
+        assert torch.equal(plain[number].driving, aligned[number].driving)
+        assert torch.allclose(plain[number].landmarks[1:], other[1:], atol=1e-5)
+        assert (plain[number].landmarks[0] - other[0]).norm(dim=-1).mean() > 0.02
+
+
+def test_the_background_of_the_truth_stays_where_the_photo_has_it(crossed):
+    for clips in crossed.values():
+        for clip in clips:
+            edge = clip.truth.frames[:, :, :3, :3]
+            assert (edge - edge[:1]).abs().max() < 0.02
+
+
+def test_points_are_carried_to_where_an_affine_map_puts_them():
+    matrix, shift = torch.tensor([[0.9, -0.25], [0.2, 1.15]]), torch.tensor([0.07, -0.04])
+    grid = identity_grid(24, 32)
+    flow = (torch.einsum("ij, jhw -> ihw", matrix, grid) + shift[:, None, None] - grid)[None]
+    z = 1.4 * (torch.rand(1, 50, 2, generator=torch.Generator().manual_seed(0)) - 0.5)
+    points = z @ matrix.T + shift  # the flow fetches z from here
+    assert torch.allclose(carry(flow, points), z, atol=1e-4)
+    assert torch.equal(carry(0 * flow, points[:, :0]), points[:, :0])
+
+
+def test_true_flows_carry_true_landmarks(obeying, crossed):
+    for name in module.CROSS:
+        rows = evaluate_transfer(obeying, crossed[name]).rows
+        assert rows["oracle"]["landmarks (px)"] < 0.1 * rows["copy"]["landmarks (px)"]
+        # Not zero: where the flow folds, several places of the frame come from one of the source.
+        assert rows["oracle"]["shape (px)"] < 0.7 * rows["copy"]["shape (px)"]
+
+
+class Obeying(AnimationModel):
+    """A model whose points are landmarks, and whose flow is the similarity that takes the motion's points to the
+    source's as well as it can: transfer is then all that can go wrong."""
+
+    def __init__(self, clips):
+        nn.Module.__init__(self)
+        self.nothing = nn.Parameter(torch.zeros(1))
+        self.known = clips
+
+    def points_of(self, image):
+        for clip, landmarks in self.known:
+            for frame, points in zip(clip, landmarks):
+                if torch.equal(frame, image):
+                    return points
+        raise AssertionError("a picture that isn't in the set")
+
+    def encode_driving(self, image):
+        return Motion(torch.stack([self.points_of(picture) for picture in image]))
+
+    def encode_source(self, image):
+        return SimpleNamespace(image=image, motion=self.encode_driving(image))
+
+    def render(self, source, motion):
+        ones = torch.ones(len(motion.points), motion.points.shape[1], 1)
+        there = torch.cat([motion.points, ones], 2)
+        solution = torch.linalg.lstsq(there, source.motion.points.expand(len(there), -1, -1)).solution
+        grid = identity_grid(64, 64)
+        ends = torch.einsum("jhw, bji -> bihw", torch.cat([grid, torch.ones(1, 64, 64)]), solution)
+        return SimpleNamespace(
+            image=warp(source.image.expand(len(there), -1, -1, -1), ends - grid), flows=[ends - grid]
+        )
+
+
+@pytest.fixture(scope="module")
+def obeying(crossed):
+    known = []
+    people = synthetic.sample_identities(module.BENCHMARK_CLIPS, module.BENCHMARK_SEED)
+    for clips in crossed.values():
+        for number, clip in enumerate(clips):
+            states = synthetic.animate_states(132, module.BENCHMARK_SEED + number)[::12]
+            known.append((clip.driving, synthetic.landmarks(synthetic.Faces(people[number], states))))
+            known.append((clip.truth.frames, clip.landmarks))
+    return Obeying(known)
+
+
+def test_with_true_points_relative_is_better_than_standard_where_poses_match(obeying, crossed):
+    rows = evaluate_transfer(obeying, crossed["cross-aligned"]).rows
+    assert list(rows) == ["copy", "standard", "relative", "relative, from the first frame", "same person", "oracle"]
+    for measure in ("landmarks (px)", "shape (px)"):
+        assert rows["relative, from the first frame"][measure] < 0.8 * rows["standard"][measure]
+        assert rows["oracle"][measure] < rows["same person"][measure] < rows["standard"][measure]
+    # True points find the true start: the frame in the source's own pose.
+    assert rows["relative"] == rows["relative, from the first frame"]
+    assert rows["oracle"]["flow, face (px)"] == 0
+
+
+def test_copying_misses_by_what_moves(obeying, crossed):
+    for clips in crossed.values():
+        row = evaluate_transfer(obeying, clips[:1]).rows["copy"]
+        clip, expected = clips[0], []
+        for flow, landmarks in zip(clip.truth.truth.flow, clip.landmarks[1:]):
+            ends = landmarks + module.read(flow[None], landmarks[None])[0]
+            shown = (ends - clip.landmarks[0]).norm(dim=-1) < 1 / 32
+            assert 0.5 < shown.float().mean() <= 1
+            expected.append((clip.landmarks[0] - landmarks)[shown].norm(dim=-1).mean() * 32)
+        assert row["landmarks (px)"] == pytest.approx(float(sum(expected) / 10), rel=1e-3)
+        difference = (clip.truth.frames[:1] - clip.truth.frames[1:]).abs().mean()
+        assert row["L1"] == pytest.approx(float(difference), rel=1e-4)
+
+
+def test_a_network_adds_its_line(obeying, crossed):
+    network = AvdNetwork(74, with_affine=False).eval()
+    obeying.train()
+    rows = evaluate_transfer(obeying, crossed["cross-plain"][:1], network).rows
+    assert obeying.training
+    clip = crossed["cross-plain"][0]
+    with torch.no_grad():
+        source, film = obeying.encode_source(clip.truth.frames[:1]), obeying.encode_driving(clip.driving[1:])
+        output = obeying.render(source, transfer.avd(source.motion, film, network))
+    assert rows["avd"]["L1"] == pytest.approx(float(metrics.l1(output.image, clip.truth.frames[1:]).mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize("with_network", [False, True])
+def test_the_command_measures_transfer(tmp_path, capsys, monkeypatch, crossed, with_network):
+    torch.manual_seed(0)
+    model = AnimationModel.from_preset("tiny").eval()
+    model.save(tmp_path / "model.safetensors")
+    if with_network:
+        AvdNetwork(10, with_affine=True).save(tmp_path / "avd-model.safetensors", model=model)
+    monkeypatch.setattr(module, "cross_clips", lambda name, size: crossed[name][:1])
+    scores = run(EvaluateConfig(str(tmp_path / "model.safetensors"), ("cross-aligned",)))["cross-aligned"]
+    printed = capsys.readouterr().out
+    assert "on cross-aligned: 1 clips, 10 frames of 64 x 64" in printed and scores.table() in printed
+    assert ("avd" in scores.rows) == with_network == ("| avd |" in printed)
 
 
 # --------------------------------------------------------------------------------------------------- clips and the rest

@@ -113,3 +113,28 @@ def test_balanced_accuracy():
     # Calling everything visible is worth nothing, however rare hidden pixels are.
     assert metrics.balanced_accuracy(torch.ones_like(truth), truth).tolist() == [0.5] * 3
     assert metrics.balanced_accuracy(truth, torch.ones_like(truth)).isnan().all()
+
+
+def test_shape_error_is_what_no_similarity_takes_away():
+    """Against least squares over x' = a x - b y + s, y' = b x + a y + t."""
+    generator = torch.Generator().manual_seed(0)
+    made, wanted = torch.randn(2, 3, 9, 2, generator=generator, dtype=torch.float64)
+    where = torch.rand(3, 9, generator=generator) < 0.7
+    expected = []
+    for one, other, counts in zip(made.numpy(), wanted.numpy(), where.numpy()):
+        rows = []
+        for x, y in one[counts]:
+            rows += [[x, -y, 1, 0], [y, x, 0, 1]]
+        rows, target = np.array(rows), other[counts].flatten()
+        rest = rows @ np.linalg.lstsq(rows, target, rcond=None)[0] - target
+        expected.append(np.linalg.norm(rest.reshape(-1, 2), axis=1).mean())
+    assert metrics.shape_error(made, wanted, where).tolist() == pytest.approx(expected)
+
+
+def test_shape_error_sees_neither_place_size_nor_turn_but_sees_mirrors():
+    points = torch.randn(2, 9, 2, generator=torch.Generator().manual_seed(0))
+    everywhere = torch.ones(2, 9, dtype=torch.bool)
+    turn = 1.7 * torch.tensor([[0.8, -0.6], [0.6, 0.8]])
+    assert metrics.shape_error(points @ turn.T + torch.tensor([3.0, -1.0]), points, everywhere).max() < 1e-5
+    assert metrics.shape_error(points * torch.tensor([-1.0, 1.0]), points, everywhere).min() > 0.1
+    assert metrics.shape_error(points, points, ~everywhere).isnan().all()

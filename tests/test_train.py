@@ -26,7 +26,18 @@ from minimodel.data.video import VideoWriter
 from minimodel.features import FaceFeatures
 from minimodel.model import AnimationModel, HourglassSizes, ResNetSizes
 from minimodel.refinement import UpdaterWidths
-from minimodel.train import FeaturesConfig, PairStream, TrainConfig, TrainingStopped, train, train_features
+from minimodel.train import (
+    AvdConfig,
+    FeaturesConfig,
+    PairStream,
+    TrainConfig,
+    TrainingStopped,
+    motion_pairs,
+    train,
+    train_avd,
+    train_features,
+)
+from minimodel.transfer import AvdNetwork, avd, deformed
 
 ROOT = Path(__file__).parents[1]
 # Every part of `tiny`, as small as it gets: a step takes a tenth of a second.
@@ -353,6 +364,31 @@ def test_features_learn_and_can_be_loaded(tmp_path):
     with torch.no_grad():
         taken = features(synthetic.render(synthetic.Faces.sample(8, 0), 32))
     assert all(0.5 < float(layer.abs().mean()) < 2 for layer in taken[1:])
+
+
+def small_model(path, **options):
+    torch.manual_seed(0)
+    model = AnimationModel.from_preset("tiny", **SIZES | options)
+    model.save(path)
+    return model.eval()
+
+
+@pytest.mark.parametrize("system", ["mrfa", "npmr"])  # points with matrices and without
+def test_avd_learns_to_undo_deformations(tmp_path, clips, system):
+    model = small_model(tmp_path / "model.safetensors", system=system)
+    config = AvdConfig(str(tmp_path / "model.safetensors"), (str(clips),), pairs=32, steps=300, batch=32)
+    network = train_avd(config)
+    source, wanted = motion_pairs(model, config, torch.device("cpu"))
+    assert len(source.points) == 32 and (source.affine is None) == (system == "npmr")
+    strange = deformed(wanted, torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        error = (avd(source, strange, network).points - wanted.points).abs().mean()
+    assert error < 0.5 * (strange.points - wanted.points).abs().mean()
+    # What was saved is what was trained, and the same command makes the same bits.
+    loaded = AvdNetwork.load(tmp_path / "model.safetensors", model)
+    again = train_avd(config)
+    for one, other, third in zip(*(n.state_dict().values() for n in (network, loaded, again))):
+        assert torch.equal(one, other) and torch.equal(one, third)
 
 
 # ---------------------------------------------------------------------------------------------------------- pairs
