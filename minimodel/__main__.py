@@ -9,15 +9,17 @@ from minimodel.animate import AnimateConfig, animate
 from minimodel.bench import BenchConfig, bench
 from minimodel.evaluate import EvaluateConfig
 from minimodel.evaluate import run as evaluate
-from minimodel.prepare import PrepareConfig, SynthesizeConfig, prepare, synthesize
+from minimodel.prepare import LandmarksConfig, PrepareConfig, SynthesizeConfig, landmarks, prepare, synthesize
 from minimodel.train import (
     AvdConfig,
     FeaturesConfig,
+    LandmarksTrainConfig,
     TrainConfig,
     TrainingStopped,
     train,
     train_avd,
     train_features,
+    train_landmarks,
 )
 
 COMMANDS = {
@@ -28,6 +30,8 @@ COMMANDS = {
     "synthesize": (SynthesizeConfig, synthesize),
     "avd": (AvdConfig, train_avd),
     "features": (FeaturesConfig, train_features),
+    "landmarks": (LandmarksConfig, landmarks),
+    "landmarks-train": (LandmarksTrainConfig, train_landmarks),
     "bench": (BenchConfig, bench),
 }
 

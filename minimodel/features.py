@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from minimodel.keypoints import soft_argmax
+from minimodel.saving import WEIGHTS
 from minimodel.warping import resize_flow
 
-WEIGHTS = Path(__file__).parent / "weights"
 VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
 
 

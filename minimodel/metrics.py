@@ -34,6 +34,28 @@ def perceptual_distance(
     return torch.stack([(a - b).abs().flatten(1).mean(1) for a, b in layers]).mean(0)
 
 
+def sms(landmarks: Float[Tensor, "t k 2"]) -> Float[Tensor, ""]:
+    """How much landmarks jitter on a film: how far they lie from the middle between the frame before and the one after
+    (S2D Eq. 9), in the landmarks' unit.
+
+    The paper doesn't say which norm its bars are, nor in which unit its numbers (51 to 85) are. Here: Euclidean, of the
+    two coordinates of a point; summed over the points, averaged over the T - 2 frames that have two neighbours; in
+    pixels of the film that they are given in. A steady motion costs nothing, and real acceleration does, so the truth
+    isn't 0.
+    """
+    if len(landmarks) < 3:
+        raise ValueError(f"landmarks of {len(landmarks)} frames: expected at least 3")
+    middle = (landmarks[:-2] + landmarks[2:]) / 2
+    return (middle - landmarks[1:-1]).norm(dim=-1).sum(1).mean()
+
+
+def landmark_error(found: Float[Tensor, "t 74 2"], truth: Float[Tensor, "t 74 2"]) -> Float[Tensor, "t"]:
+    """Normalised mean error: mean distance over the points, as a share of the distance of the outer corners of the
+    eyes. One number a frame."""
+    eyes = (truth[:, 36] - truth[:, 45]).norm(dim=-1)
+    return (found - truth).norm(dim=-1).mean(1) / eyes
+
+
 def flow_error(
     flow: Float[Tensor, "b 2 h w"], truth: Float[Tensor, "b 2 h w"], where: Bool[Tensor, "b 1 h w"]
 ) -> Float[Tensor, "b"]:

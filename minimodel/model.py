@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from minimodel import affine, tps
@@ -22,10 +21,9 @@ from minimodel.dense_motion import CoarseMotion, DenseMotion
 from minimodel.generator import GatedUNet, InpaintingNetwork
 from minimodel.keypoints import BackgroundPredictor, KeypointDetector, SplineDetector
 from minimodel.refinement import MotionRefiner, UpdaterWidths
+from minimodel.saving import find_weights, make_metadata, read_metadata, write_weights
 from minimodel.warping import resize_flow, warp
 
-WEIGHTS = Path(__file__).parent / "weights"
-FORMAT_VERSION = "1"
 PRIORS = ("affine", "tps", "none")
 GENERATORS = ("unet", "inpainting")
 SYSTEMS = {
@@ -438,12 +436,10 @@ class AnimationModel(nn.Module):
             )
 
     def save(self, path: str | Path) -> None:
-        # safetensors' own save_file would leave a file that only its owner can read.
-        state = {name: value.contiguous() for name, value in self.state_dict().items()}
-        Path(path).write_bytes(save(state, metadata=self.metadata()))
+        write_weights(self, path, self.metadata())
 
     def metadata(self) -> dict[str, str]:
-        return {"format": "minimodel", "version": FORMAT_VERSION, "config": self.config.to_json()}
+        return make_metadata(self.config.to_json())
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> "AnimationModel":
@@ -452,35 +448,6 @@ class AnimationModel(nn.Module):
         model = cls(Config.from_json(read_metadata(path)["config"]))
         model.load_state_dict(load_file(path))
         return model.eval()
-
-
-def find_weights(name_or_path: str | Path) -> Path:
-    """The file of a shipped model, or the one of that path."""
-    path = Path(name_or_path)
-    if path.exists():
-        return path
-    shipped = {p.stem: p for p in WEIGHTS.glob("*.safetensors") if not p.stem.startswith(("features", "avd-"))}
-    if str(name_or_path) not in shipped:
-        raise ValueError(f"weights {str(name_or_path)!r}: no such file, and shipped are only {sorted(shipped)}")
-    return shipped[str(name_or_path)]
-
-
-def read_metadata(path: Path, *, format: str = "minimodel") -> dict[str, str]:
-    """The metadata of a weight file of ours; a ValueError in one line for any other file. Nothing is unpickled."""
-    if path.is_dir():
-        raise ValueError(f"{path}: is a directory, expected a .safetensors file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path}: not a whole safetensors file (pickled checkpoints are never loaded): {error}"
-        ) from error
-    if metadata.get("format") != format:
-        raise ValueError(f"{path}: safetensors, but not weights of {format}")
-    if metadata.get("version") != FORMAT_VERSION:
-        raise ValueError(f"{path}: weight format {metadata.get('version')}, this version reads {FORMAT_VERSION}")
-    return metadata
 
 
 def _choose(what: str, name: str, known):

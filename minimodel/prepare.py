@@ -3,19 +3,26 @@
 Notebook: ``notebooks/11_train_a_full_model.ipynb``.
 """
 
+import io
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import tyro
+from jaxtyping import Bool, Float
 from skimage.data import lbp_frontal_face_cascade_filename
 from skimage.feature import Cascade
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from minimodel.data import synthetic
 from minimodel.data.video import VIDEOS, Clip, VideoWriter
+from minimodel.landmarks import SIZE, LandmarkDetector, confidence
 from minimodel.show import save_picture
 
 LOOKS = 5  # frames of a clip in which the face is sought
@@ -39,6 +46,8 @@ class PrepareConfig:
     """Length of a clip; a longer video becomes several."""
     fps: int = FPS
     """Frames a second; frames of other rates are dropped or repeated."""
+    landmarks: bool = False
+    """Find the 74 landmarks as well, and write them beside each clip as NAME.npz."""
 
 
 def prepare(config: PrepareConfig) -> list[Path]:
@@ -60,6 +69,7 @@ def prepare(config: PrepareConfig) -> list[Path]:
     clips = [Clip(file) for file in files]  # before anything is written: one of them may be no video
     config.output.mkdir(parents=True, exist_ok=True)
     cascade = None if config.box else Cascade(lbp_frontal_face_cascade_filename())
+    detector = LandmarkDetector.load() if config.landmarks else None
     written = []
     for file, clip in zip(tqdm(files, unit=" videos"), clips, strict=True):
         for number, frames in enumerate(pieces(clip, config)):
@@ -71,6 +81,11 @@ def prepare(config: PrepareConfig) -> list[Path]:
             with VideoWriter(config.output / name, fps=config.fps, every=8, crf=12) as film:
                 for frame in frames:
                     film.write(crop(frame, box, config.size))
+            if detector is not None:
+                points, found = find_landmarks(detector, frames, settle_box(detector, look_at(frames), [box])[0])
+                points = points - torch.tensor(box[:2]) + 0.5  # from the corner of the box ...
+                points = points * config.size / box[2] - 0.5  # ... in pixels of the clip
+                save_landmarks((config.output / name).with_suffix(".npz"), points, found)
             written.append(config.output / name)
     return written
 
@@ -103,11 +118,16 @@ def pieces(clip: Clip, config: PrepareConfig):
         yield piece
 
 
+def look_at(frames: list[Tensor]) -> list[Tensor]:
+    """Some frames, evenly spaced."""
+    return [frames[index] for index in np.linspace(0, len(frames) - 1, LOOKS).astype(int)]
+
+
 def find_face(frames: list[Tensor], cascade: Cascade) -> tuple[int, int, int] | None:
     """Left, top and side of a square around the face: the median over some frames of the largest face in each."""
     found = []
-    for index in np.linspace(0, len(frames) - 1, LOOKS).astype(int):
-        image = np.ascontiguousarray(frames[index].permute(1, 2, 0).numpy())
+    for frame in look_at(frames):
+        image = np.ascontiguousarray(frame.permute(1, 2, 0).numpy())
         side = min(image.shape[:2])
         sizes = dict(min_size=(side // 8, side // 8), max_size=(side, side))
         boxes = cascade.detect_multi_scale(img=image, scale_factor=1.15, step_ratio=1, **sizes)
@@ -129,6 +149,109 @@ def crop(frame: Tensor, box: tuple[int, int, int], size: int) -> Tensor:
     columns = torch.arange(left, left + side).clamp(0, width - 1)
     square = frame[:, rows][:, :, columns][None] / 255
     return F.interpolate(square, (size, size), mode="bilinear", antialias=True, align_corners=False)[0].clamp(0, 1)
+
+
+# How a face lies in the pictures that the detector learned from: the centre of its landmarks, and their distance from
+# it (root of the mean square), normalised.
+USUAL_CENTRE, USUAL_SPREAD = (0.0, 0.1), 0.34
+SURE = 0.4  # faces have a confidence above, everything else below
+
+
+@dataclass
+class LandmarksConfig:
+    """Find the 74 landmarks of a face in every frame of a video."""
+
+    video: tyro.conf.Positional[Path]
+    """Video of a face: .mp4, .gif or a folder of .png frames."""
+    output: Path | None = None
+    """The .npz to write: ``landmarks`` (T, 74, 2), x and y in pixels of the video, and ``found`` (T,). Beside the video
+    unless given."""
+    box: tuple[int, int, int] | None = None
+    """Where the head is: left, top and side of a square in pixels. Otherwise it is found, and held over the video."""
+    weights: str = "landmarks"
+    """Name of shipped weights, or a .safetensors file."""
+
+
+def landmarks(config: LandmarksConfig) -> Path:
+    """Write the .npz and return its path."""
+    detector = LandmarkDetector.load(config.weights)
+    clip = Clip(config.video)
+    output = config.output or config.video.with_suffix(".npz")
+    if config.output is None and output.exists():  # it may hold the true ones
+        raise ValueError(f"{output}: is there already; --output names another file")
+    if output.suffix != ".npz" or output.is_dir():
+        raise ValueError(f"{output}: the name of the output must end in .npz, and not be a directory")
+    if config.box is not None and config.box[2] < 1:
+        raise ValueError(f"box has a side of {config.box[2]} pixels: expected left, top and a side of at least 1")
+    numbers = sorted({int(number) for number in np.linspace(0, len(clip) - 1, LOOKS)})
+    looks = [next(frame for at, frame in clip.decode(number) if at >= number) for number in numbers]
+    box = config.box
+    if box is None:
+        height, width = looks[0].shape[-2:]
+        side = min(height, width)
+        candidates = [find_face(looks, Cascade(lbp_frontal_face_cascade_filename()))]
+        candidates.append(((width - side) // 2, (height - side) // 2, side))
+        box, sure = settle_box(detector, looks, [box for box in candidates if box is not None])
+        if sure < SURE:
+            raise ValueError(f"{config.video}: no face found; --box says where it is")
+    frames = (frame for _, frame in clip.decode())
+    points, found = find_landmarks(detector, tqdm(frames, total=len(clip), unit=" frames"), box)
+    save_landmarks(output, points, found)
+    print(f"wrote {output}: a face in {int(found.sum())} of {len(found)} frames")
+    return output
+
+
+@torch.inference_mode()
+def find_landmarks(
+    detector: nn.Module, frames: Iterable, box: tuple[int, int, int]
+) -> tuple[Float[Tensor, "t 74 2"], Bool[Tensor, "t"]]:
+    """Landmarks in pixels of the ``frames`` (3, h, w), 0 to 255, in all of which the head is in ``box``; and whether
+    the detector is sure of them."""
+    points, sure, frames = [], [], iter(frames)
+    while some := list(islice(frames, 16)):
+        found, heatmaps = detector(torch.stack([crop(frame, box, SIZE) for frame in some]))
+        points.append(((found + 1) * box[2] - 1) / 2 + torch.tensor(box[:2]))
+        sure.append(confidence(heatmaps, found))
+    return torch.cat(points), torch.cat(sure) >= SURE
+
+
+@torch.inference_mode()
+def settle_box(
+    detector: nn.Module, frames: list[Tensor], boxes: list[tuple[int, int, int]]
+) -> tuple[tuple[int, int, int], float]:
+    """Of rough ``boxes`` the one in which the detector is surest of the face, moved to where it has it as it learned
+    it; and how sure it then is."""
+    best, surest = boxes[0], 0.0
+    for rough in boxes:
+        box = rough
+        for _ in range(3):
+            found, heatmaps = detector(torch.stack([crop(frame, box, SIZE) for frame in frames]))
+            sure = confidence(heatmaps, found).median().item()
+            if sure > surest:
+                best, surest = box, sure
+            centre = found.mean(1, keepdim=True)
+            spread = (found - centre).square().sum(-1).mean(1).sqrt().median().item()
+            x, y = centre[:, 0].median(0).values.tolist()
+            side = max(1, round(box[2] * spread / USUAL_SPREAD))
+            middle = [corner + (z + 1) / 2 * box[2] for corner, z in zip(box, (x, y))]
+            left, top = (m - (usual + 1) / 2 * side for m, usual in zip(middle, USUAL_CENTRE))
+            box = round(left), round(top), side
+    return best, surest
+
+
+def save_landmarks(path: Path, points: Float[Tensor, "t 74 2"], found: Bool[Tensor, "t"]) -> None:
+    """Write an .npz, whole or not at all."""
+    file = io.BytesIO()
+    np.savez_compressed(file, landmarks=points.numpy(), found=found.numpy())
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(file.getvalue())
+        os.replace(unfinished, path)
+    except OSError as error:
+        if unfinished.parent.is_dir():
+            unfinished.unlink(missing_ok=True)
+        raise ValueError(f"{path}: can't be written ({error.strerror})") from error
 
 
 NAMES = ("ada", "ben", "cleo", "dev", "elif", "finn", "gita", "hugo", "ines", "juri", "kofi", "lena")

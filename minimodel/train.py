@@ -30,10 +30,22 @@ from tqdm import tqdm
 
 from minimodel import losses
 from minimodel.data import synthetic
-from minimodel.data.video import Augmentation, VideoPairs
+from minimodel.data.video import Augmentation, FrameCache, VideoPairs, find_clips
 from minimodel.dense_motion import dropout_scales
 from minimodel.evaluate import evaluate, load_evaluation, strip
 from minimodel.features import FaceFeatures, FaceTasks, load_features
+from minimodel.keypoints import soft_argmax
+from minimodel.landmarks import (
+    SIZE,
+    LandmarkDetector,
+    heatmap_loss,
+    move_picture,
+    move_points,
+    point_loss,
+    random_places,
+    registration_loss,
+    spoil,
+)
 from minimodel.model import AnimationModel, Motion
 from minimodel.show import save_picture
 from minimodel.tps import Spline, random_transforms
@@ -465,6 +477,165 @@ def motion_pairs(model: AnimationModel, config: AvdConfig, device: torch.device)
         for name, motions in zip(("source", "driving"), found):
             motions.append(model.encode_driving(frames[name]))
     return tuple(join(motions) for motions in found)
+
+
+@dataclass
+class LandmarksTrainConfig:
+    """Train the landmark detector on embedded faces. With --video it goes on from given weights, and learns to hold
+    still on films, too: the registration loss needs no labels."""
+
+    output: Path
+    """File for the weights."""
+    video: tuple[str, ...] = ()
+    """Folders of clips, or films, for the registration loss."""
+    start: str | None = None
+    """Weights to go on from; with --video the shipped ones unless given."""
+    steps: int | None = None
+    """Stop after this many steps ..."""
+    minutes: float | None = None
+    """... or after this many minutes: 30 unless given, 8 with --video."""
+    batch: int = 16
+    """Embedded faces a step; with --video half of them give way to pairs of neighbouring frames."""
+    registration: float = 1.0
+    """What a pixel off in the registration loss counts for, beside a pixel off on an embedded face."""
+    seed: int = 0
+
+    def check(self) -> None:
+        for name in ("steps", "minutes"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"--{name} is {value}: expected more than 0")
+        if self.batch < 4:
+            raise ValueError(f"--batch is {self.batch}: expected at least 4")
+        if self.output.is_dir():
+            raise ValueError(f"{self.output}: is a directory, expected the name of a file to write")
+
+
+NEW_FACES = 4  # steps from one batch of new faces to the next
+POINT_WEIGHT = 20.0  # of a distance in normalised units, beside the cross entropy of heatmaps
+FIRST_RATE, TUNING_RATE = 3e-3, 3e-4
+
+
+class FaceMemory:
+    """Embedded faces with their landmarks. Drawing one takes a CPU as long as learning from it, so each is kept, and
+    seen several times, changed at random each time."""
+
+    def __init__(self, capacity: int = 8192):
+        self.images = torch.empty(capacity, 3, SIZE, SIZE, dtype=torch.uint8)
+        self.points = torch.empty(capacity, 74, 2)
+        self.drawn = 0
+
+    def draw(self, count: int, generator: torch.Generator) -> None:
+        """Forget the oldest faces for ``count`` new ones."""
+        faces = synthetic.Faces.sample(count, generator)
+        slots = (self.drawn + torch.arange(count)) % len(self.images)
+        # One ray a pixel: half of the pictures are blurred or shrunk later anyway.
+        self.images[slots] = (synthetic.render(faces, SIZE, supersample=1) * 255).round().byte()
+        self.points[slots] = synthetic.landmarks(faces)
+        self.drawn += count
+
+    def __call__(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Changed pictures (count, 3, 128, 128) and their landmarks (count, 74, 2)."""
+        slots = torch.randint(min(self.drawn, len(self.images)), (count,), generator=generator)
+        places = random_places(count, generator)
+        images = move_picture(self.images[slots] / 255, places)
+        return colour_noise(spoil(images, generator), generator), move_points(self.points[slots], places)
+
+
+class Neighbours:
+    """Random pairs of neighbouring frames of films, in both orders, both changed alike."""
+
+    def __init__(self, names: tuple[str, ...]):
+        self.cache = FrameCache([path for name in names for path in find_clips(name, "train")], SIZE)
+        short = [str(clip.path) for clip in self.cache.clips if len(clip) < 2]
+        if short:
+            raise ValueError(f"{short[0]}: one frame only, a clip to train on needs two")
+
+    def __call__(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        clips = torch.randint(len(self.cache.clips), (count,), generator=generator).tolist()
+        pairs = []
+        for clip, place, turn in zip(clips, *torch.rand(2, count, generator=generator).tolist()):
+            first = int(place * (len(self.cache.clips[clip]) - 1))
+            pairs.append(torch.stack([self.cache(clip, first + (turn < 0.5)), self.cache(clip, first + (turn >= 0.5))]))
+        # A mild change of place: it shows the same film under other grids of heatmap pixels.
+        places = random_places(count, generator, zoom=(0.8, 1.2), rotation=0.2)
+        start, end = torch.stack(pairs, dim=1) / 255
+        return move_picture(start, places), move_picture(end, places)
+
+
+def train_landmarks(config: LandmarksTrainConfig) -> dict[str, float]:
+    """Write the weights; print and return the detector's error on faces that it hasn't seen."""
+    config.check()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(config.seed)
+    start = config.start or ("landmarks" if config.video else None)
+    detector = (LandmarkDetector.load(start) if start else LandmarkDetector()).to(device)
+    detector = detector.to(memory_format=torch.channels_last).train()
+    films = Neighbours(config.video) if config.video else None
+    minutes = config.minutes or (8.0 if films else 30.0)
+    optimizer = torch.optim.Adam(detector.parameters(), lr=FIRST_RATE)
+    memory = FaceMemory()
+    # What can't be written should be known before minutes of work.
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = config.output.with_name(f".unfinished-{config.output.name}")
+    unfinished.touch()
+    pairs = config.batch // 4 if films else 0
+    # CPUs of recent years multiply bfloat16 twice as fast; on older ones it's slow.
+    fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+
+    began, step = time.perf_counter(), 0
+    bar = tqdm(total=config.steps, unit=" steps", dynamic_ncols=True)
+    while True:
+        elapsed = (time.perf_counter() - began) / (60 * minutes)
+        progress = elapsed if config.steps is None else step / config.steps
+        if progress >= 1:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = (TUNING_RATE if start else FIRST_RATE) * (1 + math.cos(math.pi * progress)) / 2
+        generator = step_generator(config.seed, 1000 + step)
+        if step % NEW_FACES == 0:
+            memory.draw(config.batch, generator)
+        images, points = (value.to(device) for value in memory(config.batch - 2 * pairs, generator))
+        inside = (points.abs() < 1).all(-1)
+        frames = [value.to(device) for value in films(pairs, generator)] if films else []
+        # Every frame gets grain of its own: points are found in spoilt frames and carried over in clean ones.
+        inputs = [images, *(colour_noise(frame, generator) for frame in frames)]
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast):
+            stages = detector.stages(torch.cat(inputs).contiguous(memory_format=torch.channels_last))
+        terms = {"heatmaps": 0.0, "points": 0.0}
+        for logits in stages:
+            found = soft_argmax(logits)[0]
+            terms["heatmaps"] += heatmap_loss(logits[: len(images)], points, inside)
+            terms["points"] += POINT_WEIGHT * point_loss(found[: len(images)], points, inside)
+        if films:
+            registration, reliable = registration_loss(*frames, *found[len(images) :].chunk(2))
+            terms["registration"] = config.registration * POINT_WEIGHT * registration
+        optimizer.zero_grad()
+        sum(terms.values()).backward()
+        optimizer.step()
+        step += 1
+        bar.update()
+        shown = f"{terms['points'].item() / POINT_WEIGHT / len(stages) * SIZE / 2:.2f} px"
+        if films:
+            shown += f", registration {registration.item() * SIZE / 2:.2f} px ({reliable.item():.0%} reliable)"
+        bar.set_postfix_str(shown)
+
+    detector = detector.cpu().eval()
+    detector.save(unfinished)
+    os.replace(unfinished, config.output)
+    scores = landmark_scores(detector)
+    print({name: round(value, 3) for name, value in scores.items()})
+    return scores
+
+
+@torch.inference_mode()
+def landmark_scores(detector: LandmarkDetector, *, count: int = 64) -> dict[str, float]:
+    """Mean errors in pixels at 128 pixels on embedded faces that no training draws."""
+    faces = synthetic.Faces.sample(count, step_generator(0, 0))
+    truth = synthetic.landmarks(faces)
+    found = torch.cat([detector(some)[0] for some in synthetic.render(faces, SIZE).split(16)])
+    error = (found - truth).norm(dim=-1) * SIZE / 2
+    return {"all (px)": error.mean().item(), "pupils (px)": error[:, 68:70].mean().item()}
 
 
 def colour_noise(image: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> Float[Tensor, "b 3 h w"]:

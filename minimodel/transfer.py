@@ -16,15 +16,15 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from scipy.spatial import ConvexHull, QhullError
 from torch import Tensor, nn
 
-from minimodel.model import FORMAT_VERSION, AnimationModel, Motion, find_weights, read_metadata
+from minimodel.model import AnimationModel, Motion
+from minimodel.saving import find_weights, make_metadata, read_metadata, write_weights
 from minimodel.warping import full_precision
 
 MODES = ("standard", "relative", "avd")
-AVD_FORMAT = "minimodel-avd"
 
 
 def standard(source_motion: Motion, driving_motion: Motion) -> Motion:
@@ -188,8 +188,7 @@ class AvdNetwork(nn.Module):
 
     def save(self, path: str | Path, *, model: AnimationModel) -> None:
         """Write the weights, and whose points they were trained on."""
-        metadata = {"format": AVD_FORMAT, "version": FORMAT_VERSION, "config": json.dumps(self.sizes)}
-        Path(path).write_bytes(save(self.state_dict(), metadata=metadata | {"points_of": fingerprint(model)}))
+        write_weights(self, path, make_metadata(json.dumps(self.sizes), kind="avd", points_of=fingerprint(model)))
 
     @classmethod
     def load(cls, weights: str | Path, model: AnimationModel) -> "AvdNetwork":
@@ -198,7 +197,7 @@ class AvdNetwork(nn.Module):
         command = f"minimodel avd --weights {weights}"
         if not path.exists():
             raise ValueError(f"mode avd needs {path}, which isn't there: it is made by `{command}`")
-        metadata = read_metadata(path, format=AVD_FORMAT)
+        metadata = read_metadata(path, "avd")
         if metadata["points_of"] != fingerprint(model):
             raise ValueError(f"{path}: was trained on the points of other weights; train it again: `{command}`")
         network = cls(**json.loads(metadata["config"]))

@@ -224,14 +224,16 @@ assert metrics.l1(wrong, D) > metrics.l1(S, D) > metrics.l1(by_package, D)
 # | [**1**](01_affine_flows.ipynb) | coordinates, warping, ten moving parts | [`warping.py`](../minimodel/warping.py), [`affine.py`](../minimodel/affine.py), [`dense_motion.py`](../minimodel/dense_motion.py) |
 # | [**2**](02_thin_plate_splines.ipynb) | parts that bend, a background that moves | [`tps.py`](../minimodel/tps.py), [`dense_motion.py`](../minimodel/dense_motion.py) |
 # | [**3**](03_unsupervised_keypoints.ipynb) | points that nobody labelled | [`keypoints.py`](../minimodel/keypoints.py), [`losses.py`](../minimodel/losses.py) |
+# | [**4**](04_landmarks_on_video.ipynb) | 74 points with names that hold still on video | [`landmarks.py`](../minimodel/landmarks.py) |
 # | [**6**](06_structure_correlation.ipynb) | who in the source looks like whom in the driving frame | [`correlation.py`](../minimodel/correlation.py) |
 # | [**7**](07_lookup_and_refinement.ipynb) | refining the flow from 8 pixels to the whole picture | [`refinement.py`](../minimodel/refinement.py) |
 # | [**8**](08_occlusion_gated_unet.ipynb) | painting what can't be fetched | [`generator.py`](../minimodel/generator.py) |
+# | [**10**](10_motion_transfer.ipynb) | whose face is it, when one person drives another | [`transfer.py`](../minimodel/transfer.py) |
 # | [**11**](11_train_a_full_model.ipynb) | training, measuring and using the whole | [`train.py`](../minimodel/train.py), [`evaluate.py`](../minimodel/evaluate.py), [`animate.py`](../minimodel/animate.py) |
 #
 # The papers behind it: *Learning Motion Refinement for Unsupervised Face Animation* (below and everywhere: **MRFA**),
 # which notebooks 1 to 8 follow, and its ancestors, *Thin-Plate Spline Motion Model for Image Animation* (**TPSM**) among
-# them. Chapters that are not in this table (landmarks, metrics, ways to transfer motion) are still being written.
+# them. Chapters that are not in this table (motion from landmarks, losses and metrics) are still being written.
 #
 # ## Exercises
 #

@@ -17,6 +17,7 @@ import torch
 from minimodel import __main__ as commands
 from minimodel.__main__ import main
 from minimodel.data.video import Clip, VideoWriter
+from minimodel.landmarks import LandmarkDetector
 from minimodel.model import AnimationModel
 
 
@@ -41,6 +42,7 @@ def prepared(tmp_path_factory):
     (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "cut.safetensors").write_bytes(weights[:-100])
+    LandmarkDetector().save(folder / "detector.safetensors")
     (folder / "text.mp4").write_text("no film")
     (folder / "empty.mp4").write_bytes(b"")
     (folder / "file").write_text("precious")
@@ -78,8 +80,13 @@ TRAIN = dict(output="out", data="clips", steps="1", batch="2")
 
 
 def words(command, usual, options):
-    return [command, *(word for name, value in (usual | options).items() for word in (f"--{name}", *value.split()))]
+    given = usual | options
+    videos = [given.pop("film", "clips/a.mp4")] if command == "landmarks" else []
+    return [command, *videos, *(word for name, value in given.items() for word in (f"--{name}", *value.split()))]
 
+
+LANDMARKS = dict(output="out.npz", weights="detector.safetensors")
+LANDMARKS_TRAIN = dict(output="out.safetensors", steps="1", start="detector.safetensors")
 
 CASES = [
     # animate
@@ -125,6 +132,24 @@ CASES = [
     ("prepare", PREPARE, dict(videos="nothing"), "nothing: holds no videos"),
     ("prepare", PREPARE, dict(output="file"), "'file'"),
     ("prepare", PREPARE, dict(output="file/out"), "'file/out'"),
+    # landmarks
+    ("landmarks", LANDMARKS, dict(film="missing.mp4"), "missing.mp4: no such file"),
+    ("landmarks", LANDMARKS, dict(film="text.mp4"), "text.mp4: not a video"),
+    ("landmarks", LANDMARKS, dict(film="nothing"), "nothing: a folder without .png frames"),
+    ("landmarks", LANDMARKS, {}, "clips/a.mp4: no face found; --box says where it is"),
+    ("landmarks", LANDMARKS, dict(weights="pickle.pt"), "pickle.pt: not a whole safetensors file"),
+    ("landmarks", LANDMARKS, dict(weights="model.safetensors"), "holds weights of kind 'animation', expected 'landm"),
+    ("landmarks", LANDMARKS, dict(weights="huge"), "weights 'huge': no such file, and shipped are only ['landmarks']"),
+    ("landmarks", LANDMARKS, dict(output="out.txt"), "out.txt: the name of the output must end in .npz"),
+    ("landmarks", LANDMARKS, dict(output="file/out.npz", box="0 0 64"), "file/out.npz: can't be written"),
+    # landmarks-train
+    ("landmarks-train", LANDMARKS_TRAIN, dict(steps="0"), "--steps is 0: expected more than 0"),
+    ("landmarks-train", LANDMARKS_TRAIN, dict(start="pickle.pt"), "pickle.pt: not a whole safetensors file"),
+    ("landmarks-train", LANDMARKS_TRAIN, dict(start="huge"), "weights 'huge': no such file"),
+    ("landmarks-train", LANDMARKS_TRAIN, dict(video="missing"), "missing: no such"),
+    ("landmarks-train", LANDMARKS_TRAIN, dict(video="texts"), "texts/a.mp4: not a video"),
+    ("landmarks-train", LANDMARKS_TRAIN, dict(output="clips"), "clips: is a directory"),
+    ("landmarks-train", LANDMARKS_TRAIN, dict(output="file/out"), "'file'"),
     # synthesize
     ("synthesize", SYNTHESIZE, dict(output="file"), "'file'"),
     ("synthesize", SYNTHESIZE, dict(output="file/out"), "'file/out'"),

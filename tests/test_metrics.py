@@ -138,3 +138,33 @@ def test_shape_error_sees_neither_place_size_nor_turn_but_sees_mirrors():
     assert metrics.shape_error(points @ turn.T + torch.tensor([3.0, -1.0]), points, everywhere).max() < 1e-5
     assert metrics.shape_error(points * torch.tensor([-1.0, 1.0]), points, everywhere).min() > 0.1
     assert metrics.shape_error(points, points, ~everywhere).isnan().all()
+
+
+def test_sms_is_equation_nine():
+    points = torch.randn(7, 5, 2, generator=torch.Generator().manual_seed(0))
+    total = 0.0
+    for t in range(1, 6):
+        for k in range(5):
+            right, down = ((points[t - 1, k] + points[t + 1, k]) / 2 - points[t, k]).tolist()
+            total += math.hypot(right, down)
+    assert metrics.sms(points).item() == pytest.approx(total / 5, rel=1e-5)
+    assert metrics.sms(3 * points).item() == pytest.approx(3 * total / 5, rel=1e-5)  # so it is in pixels
+    # A steady motion costs nothing; a single frame that is off costs three times: for itself and both neighbours.
+    steady = points[:1] + torch.arange(7.0).view(7, 1, 1) * torch.tensor([2.0, -1.0])
+    assert metrics.sms(steady) < 1e-5
+    steady[3, 2, 0] += 1
+    assert metrics.sms(steady).item() == pytest.approx((0.5 + 1 + 0.5) / 5, rel=1e-4)
+    with pytest.raises(ValueError, match="landmarks of 2 frames: expected at least 3"):
+        metrics.sms(points[:2])
+
+
+def test_landmark_error_is_a_share_of_the_distance_of_the_eyes():
+    generator = torch.Generator().manual_seed(0)
+    found, truth = torch.randn(2, 3, 74, 2, generator=generator)
+    expected = []
+    for one, other in zip(found, truth):
+        distances = [math.dist(one[k], other[k]) for k in range(74)]
+        expected.append(sum(distances) / 74 / math.dist(other[36], other[45]))
+    assert metrics.landmark_error(found, truth).tolist() == pytest.approx(expected, rel=1e-5)
+    # The truth is what it is a share of, so that a detector can't improve by finding large faces.
+    assert metrics.landmark_error(2 * truth, truth).tolist() != metrics.landmark_error(truth, 2 * truth).tolist()

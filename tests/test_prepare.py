@@ -5,7 +5,21 @@ from skimage import data
 
 from minimodel.data import synthetic
 from minimodel.data.video import Clip, VideoWriter, read_image
-from minimodel.prepare import PrepareConfig, SynthesizeConfig, crop, prepare, synthesize
+from minimodel.keypoints import gaussian_heatmaps, soft_argmax
+from minimodel.landmarks import LandmarkDetector
+from minimodel.prepare import (
+    USUAL_CENTRE,
+    USUAL_SPREAD,
+    LandmarksConfig,
+    PrepareConfig,
+    SynthesizeConfig,
+    crop,
+    find_landmarks,
+    landmarks,
+    prepare,
+    settle_box,
+    synthesize,
+)
 from minimodel.warping import warp
 
 
@@ -79,6 +93,99 @@ def test_wrong_input_is_named(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros(1))
     with pytest.raises(ValueError, match="not a video"):
         prepare(PrepareConfig((tmp_path / "x.npy",), tmp_path / "out"))
+
+
+# Landmarks
+
+
+class Dots(torch.nn.Module):
+    """In place of the detector: half of the landmarks are where it is red, half where it is green; sure where it is."""
+
+    def forward(self, image):
+        centres = soft_argmax(20 * image[:, :2])[0]
+        points = centres.repeat_interleave(37, dim=1)
+        heatmaps = gaussian_heatmaps(points, (32, 32), (2 / 32) ** 2)
+        bright = image[:, :2].amax((1, 2, 3)) > 0.5
+        return points, heatmaps / heatmaps.sum((2, 3), keepdim=True) * bright[:, None, None, None]
+
+
+def dots(red, green, height=200, width=310):
+    """A frame with a red and a green dot at (x, y) in pixels."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    channels = [torch.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 18) for x, y in (red, green)]
+    return (torch.stack([*channels, torch.zeros(height, width)]) * 255).byte()
+
+
+@pytest.mark.parametrize("box", [(40, 20, 160), (-30, 10, 220), (101, 33, 90)])
+def test_landmarks_are_in_pixels_of_the_frame_whatever_the_box(box):
+    where = [((120.0 + n, 60.0), (150.0, 90.0 + 2 * n)) for n in range(3)]
+    frames = [dots(*places) for places in where]
+    points, found = find_landmarks(Dots(), iter([*frames, torch.zeros(3, 200, 310, dtype=torch.uint8)]), box)
+    assert points.shape == (4, 74, 2) and found.tolist() == [True] * 3 + [False]
+    for row, places in zip(points, where):
+        assert torch.allclose(row[[0, 73]], torch.tensor(places), atol=0.3)
+
+
+def test_the_box_settles_where_the_detector_has_faces_as_it_learned_them():
+    frames = [dots((100, 70), (130, 110))] * 3
+    empty, rough = (230, 100, 60), (20, 0, 200)
+    (left, top, side), sure = settle_box(Dots(), frames, [empty, rough])
+    assert sure > 0.8
+    # The two dots are 50 pixels apart: 25 from their centre (115, 90), which is to be USUAL_SPREAD of half a side.
+    assert side == pytest.approx(2 * 25 / USUAL_SPREAD, abs=2)
+    centre = [left + (USUAL_CENTRE[0] + 1) / 2 * side, top + (USUAL_CENTRE[1] + 1) / 2 * side]
+    assert centre == pytest.approx([115, 90], abs=1.5)
+
+
+@pytest.fixture
+def red_and_green(monkeypatch):
+    monkeypatch.setattr(LandmarkDetector, "load", lambda *_: Dots())
+
+
+def dotted_film(path, count=6):
+    with VideoWriter(path, crf=1) as film:
+        for number in range(count):
+            film.write(dots((100 + number, 70), (130 + number, 110)) / 255)
+    return path
+
+
+def test_the_landmarks_of_a_film(tmp_path, red_and_green, capsys):
+    made = landmarks(LandmarksConfig(dotted_film(tmp_path / "a.mp4")))
+    assert made == tmp_path / "a.npz" and "a face in 6 of 6 frames" in capsys.readouterr().out
+    with np.load(made) as file:
+        assert file["landmarks"].dtype == np.float32 and file["landmarks"].shape == (6, 74, 2)
+        assert file["found"].tolist() == [True] * 6
+        wanted = [[[100 + n, 70], [130 + n, 110]] for n in range(6)]
+        assert np.abs(file["landmarks"][:, [0, 73]] - wanted).max() < 0.5
+    # Beside the film may lie the truth: it isn't overwritten unless it was named.
+    with pytest.raises(ValueError, match=r"a\.npz: is there already; --output names another file"):
+        landmarks(LandmarksConfig(tmp_path / "a.mp4"))
+    landmarks(LandmarksConfig(tmp_path / "a.mp4", output=tmp_path / "a.npz", box=(20, 0, 200)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a.npz"]
+
+
+def test_a_film_without_a_face_is_named_and_nothing_is_written(tmp_path, red_and_green):
+    with VideoWriter(tmp_path / "a.mp4") as film:
+        for _ in range(3):
+            film.write(torch.full((3, 64, 48), 0.2))
+    with pytest.raises(ValueError, match=r"a\.mp4: no face found; --box says where it is"):
+        landmarks(LandmarksConfig(tmp_path / "a.mp4"))
+    for options in (dict(output=tmp_path / "a.txt"), dict(box=(0, 0, 0))):
+        with pytest.raises(ValueError, match=r"must end in .npz|box has a side of 0"):
+            landmarks(LandmarksConfig(tmp_path / "a.mp4", **options))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_clips_can_be_prepared_with_their_landmarks(tmp_path, red_and_green):
+    dotted_film(tmp_path / "a.mp4", count=25)
+    (made,) = prepare(
+        PrepareConfig((tmp_path / "a.mp4",), tmp_path / "out", box=(50, 20, 120), size=60, landmarks=True)
+    )
+    with np.load(made.with_suffix(".npz")) as file:
+        # Half as large as in the film: pixel 50 + n of the box, whose centre is at 50.5 + n, becomes 25.25 + n / 2.
+        wanted = [[[25.25 + n / 2 - 0.5, 24.75], [40.25 + n / 2 - 0.5, 44.75]] for n in range(25)]
+        assert np.abs(file["landmarks"][:, [0, 73]] - wanted).max() < 0.3
+        assert file["found"].all()
 
 
 # Embedded faces

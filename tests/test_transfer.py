@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from minimodel import affine, transfer
 from minimodel.animate import find_start
-from minimodel.model import WEIGHTS, AnimationModel, Motion
+from minimodel.model import AnimationModel, Motion
+from minimodel.saving import WEIGHTS
 from minimodel.transfer import AvdNetwork, avd, best_start, deformed, movement_scale, relative, shape_distance, standard
 
 
@@ -265,7 +266,7 @@ def test_a_saved_network_is_found_beside_its_model(model, saved):
     assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), loaded.state_dict().values()))
     with safe_open(path.with_name("avd-model.safetensors"), framework="pt") as file:
         metadata = file.metadata()
-    assert metadata["format"] == "minimodel-avd" and json.loads(metadata["config"])["points"] == 10
+    assert metadata["kind"] == "avd" and json.loads(metadata["config"])["points"] == 10
 
 
 def test_a_network_of_other_points_is_refused(saved):
@@ -287,8 +288,8 @@ def test_files_that_are_no_avd_network_are_refused_in_one_line(model, saved, kin
         path.write_bytes(whole[:-50])
     messages = {
         "missing": "avd-model.safetensors, which isn't there: it is made by `minimodel avd --weights ",
-        "model": "not weights of minimodel-avd",
-        "foreign": "not weights of minimodel-avd",
+        "model": "holds weights of kind 'animation', expected 'avd'",
+        "foreign": "not weights of minimodel",
         "cut": "not a whole safetensors file",
     }
     with pytest.raises(ValueError, match=messages[kind]) as caught:
@@ -297,7 +298,7 @@ def test_files_that_are_no_avd_network_are_refused_in_one_line(model, saved, kin
 
 
 def test_an_avd_network_is_no_model(saved):
-    with pytest.raises(ValueError, match="not weights of minimodel"):
+    with pytest.raises(ValueError, match="holds weights of kind 'avd', expected 'animation'"):
         AnimationModel.load(saved[0].with_name("avd-model.safetensors"))
 
 

@@ -1,0 +1,303 @@
+"""The 74 landmarks of a face, found so that they hold still on video (S2D section 3.3).
+
+Three parts: heatmaps read by their mean position instead of their maximum (DSNT, which is `keypoints.soft_argmax`);
+labels from the embedded faces; and unlabelled video, on which a point that is found in one frame and carried to the
+next by Lucas-Kanade must be found where it arrives (the registration loss, SBR: "Supervision-by-Registration", Dong et
+al., CVPR 2018).
+
+Notebook: ``notebooks/04_landmarks_on_video.ipynb``.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from minimodel.blocks import ConvBlock, Hourglass
+from minimodel.keypoints import gaussian_heatmaps, soft_argmax
+from minimodel.saving import find_weights, make_metadata, read_metadata, write_weights
+from minimodel.warping import full_precision, identity_grid
+
+COUNT = 74
+SIZE = 128  # side of the pictures that the detector is trained on
+# The landmark that a mirror puts in each one's place: the jaw and brows run backwards, right and left trade places.
+# fmt: off
+MIRRORED = (
+    *range(16, -1, -1), *range(26, 16, -1), 27, 28, 29, 30, 35, 34, 33, 32, 31,
+    45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40,
+    54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65,
+    69, 68, 72, 73, 70, 71,
+)
+# fmt: on
+
+
+# ------------------------------------------------------------------------------------------ heatmaps and their reading
+
+
+def argmax(heatmaps: Float[Tensor, "b k h w"], *, quarter: bool = False) -> Float[Tensor, "b k 2"]:
+    """The centre of the highest pixel, normalised: how heatmaps are read without DSNT.
+
+    ``quarter`` moves it by a quarter of a pixel towards the higher neighbour along x and along y, as FAN does.
+    """
+    height, width = heatmaps.shape[-2:]
+    index = heatmaps.flatten(2).argmax(-1)
+    points = identity_grid(height, width, device=heatmaps.device, dtype=heatmaps.dtype).flatten(1).T[index]
+    if not quarter:
+        return points
+    around = F.pad(heatmaps, (1, 1, 1, 1), mode="replicate").flatten(2)
+    centre = (index // width + 1) * (width + 2) + index % width + 1
+    across, down = (
+        (around.gather(2, (centre + step)[..., None]) - around.gather(2, (centre - step)[..., None]))[..., 0].sign()
+        for step in (1, width + 2)
+    )
+    return points + torch.stack([across / width, down / height], dim=-1) / 2
+
+
+def heatmap_loss(
+    logits: Float[Tensor, "b k h w"], points: Float[Tensor, "b k 2"], inside: Bool[Tensor, "b k"], *, sigma: float = 1.0
+) -> Float[Tensor, ""]:
+    """Cross entropy of softmax(logits) and a Gaussian of ``sigma`` heatmap pixels around the true points.
+
+    A mean position doesn't say which heatmap it is the mean of. This does, and so does the DSNT paper's regulariser; we
+    take the cross entropy instead of its Jensen-Shannon divergence because its gradient doesn't vanish where a heatmap
+    is all wrong.
+    """
+    size = tuple(logits.shape[-2:])
+    wanted = gaussian_heatmaps(points, size, (2 * sigma / size[0]) ** 2).flatten(2)
+    wanted = wanted / wanted.sum(-1, keepdim=True).clamp_min(1e-6)
+    entropy = -(wanted * torch.log_softmax(logits.flatten(2), dim=-1)).sum(-1)
+    return (entropy * inside).sum() / inside.sum().clamp_min(1)
+
+
+def point_loss(
+    found: Float[Tensor, "b k 2"], points: Float[Tensor, "b k 2"], inside: Bool[Tensor, "b k"]
+) -> Float[Tensor, ""]:
+    """Mean distance, normalised, over the points ``inside`` the picture."""
+    distance = ((found - points).square().sum(-1) + 1e-8).sqrt()
+    return (distance * inside).sum() / inside.sum().clamp_min(1)
+
+
+def confidence(heatmaps: Float[Tensor, "b k h w"], points: Float[Tensor, "b k 2"]) -> Float[Tensor, "b"]:
+    """The share of the heatmaps that lies within two of their pixels of ``points``, averaged over them: near 1 where
+    there is a face, low where there is none."""
+    height, width = heatmaps.shape[-2:]
+    extent = torch.tensor((width, height), device=points.device, dtype=points.dtype)
+    grid = identity_grid(height, width, device=points.device, dtype=points.dtype)
+    distance = (grid.permute(1, 2, 0) - points[:, :, None, None]) * extent / 2
+    return (heatmaps * (distance.norm(dim=-1) < 2)).sum((2, 3)).mean(1)
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """Sizes of a `LandmarkDetector`; saved with its weights."""
+
+    points: int = COUNT
+    scale: int = 4
+    """Heatmaps have 1 / scale of the picture's side; the hourglasses see all its pixels, stacked as channels."""
+    width: int = 48
+    """Channels between the hourglasses."""
+    base: int = 24
+    levels: int = 3
+    maximum: int = 96
+    stacks: int = 2
+    norm: str = "batch"
+
+
+class LandmarkDetector(nn.Module):
+    """Picture -> landmarks: stacked hourglasses, each with heatmaps that the next one sees (a small FAN), read by
+    DSNT."""
+
+    def __init__(self, config: DetectorConfig = DetectorConfig()):
+        super().__init__()
+        self.config = c = config
+        self.stem = nn.Sequential(nn.PixelUnshuffle(c.scale), ConvBlock(3 * c.scale**2, c.width, norm=c.norm))
+        sizes = dict(base=c.base, levels=c.levels, maximum=c.maximum, norm=c.norm)
+        self.hourglasses = nn.ModuleList(Hourglass(c.width, **sizes) for _ in range(c.stacks))
+        channels = self.hourglasses[0].channels
+        self.heads = nn.ModuleList(nn.Conv2d(channels, c.points, 1) for _ in range(c.stacks))
+        self.merges = nn.ModuleList(nn.Conv2d(channels + c.points, c.width, 1) for _ in range(c.stacks - 1))
+
+    def stages(self, image: Float[Tensor, "b 3 height width"]) -> list[Float[Tensor, "b k h w"]]:
+        """The logits of every hourglass's heatmaps, which training looks at; the last are the result."""
+        self.check_size(*image.shape[-2:])
+        x, logits = self.stem(2 * image - 1), []
+        for number, (hourglass, head) in enumerate(zip(self.hourglasses, self.heads, strict=True)):
+            features = hourglass(x)
+            with torch.autocast(image.device.type, enabled=False):  # bfloat16 would put points onto a coarse grid
+                logits.append(head(features.float()))
+            if number < len(self.merges):
+                x = x + self.merges[number](torch.cat([features, logits[-1]], dim=1))
+        return logits
+
+    def forward(
+        self, image: Float[Tensor, "b 3 height width"]
+    ) -> tuple[Float[Tensor, "b k 2"], Float[Tensor, "b k h w"]]:
+        """-> points and the heatmaps that they are the means of."""
+        return soft_argmax(self.stages(image)[-1])
+
+    def check_size(self, height: int, width: int) -> None:
+        step = self.config.scale * 2**self.config.levels
+        if height % step or width % step or not height or not width:
+            raise ValueError(f"picture of {height} x {width} pixels: expected sides that are multiples of {step}")
+
+    def save(self, path: str | Path) -> None:
+        config = json.dumps(dataclasses.asdict(self.config))
+        write_weights(self, path, make_metadata(config, kind="landmarks"))
+
+    @classmethod
+    def load(cls, name_or_path: str | Path = "landmarks") -> "LandmarkDetector":
+        """The shipped detector, or a file written by `save`; on the CPU, in evaluation mode."""
+        path = find_weights(name_or_path, ["landmarks"])
+        detector = cls(DetectorConfig(**json.loads(read_metadata(path, "landmarks")["config"])))
+        detector.load_state_dict(load_file(path))
+        return detector.eval()
+
+
+# ---------------------------------------------------------------------------------------------------- registration
+
+
+def patches(image: Float[Tensor, "b c h w"], points: Float[Tensor, "b k 2"], radius: int) -> Float[Tensor, "b c k n n"]:
+    """The (2 radius + 1)² pixels around each point, bilinear; beyond the picture its edge is repeated."""
+    height, width = image.shape[-2:]
+    side = 2 * radius + 1
+    # Steps of one pixel around 0: the grid of a patch, from its own units to the picture's.
+    extent = torch.tensor((side / width, side / height), device=points.device, dtype=points.dtype)
+    offsets = identity_grid(side, side, device=points.device, dtype=points.dtype).flatten(1).T * extent
+    positions = points[:, :, None] + offsets
+    sampled = F.grid_sample(image, positions, padding_mode="border", align_corners=False)
+    return rearrange(sampled, "b c k (i j) -> b c k i j", i=side)
+
+
+@full_precision
+def lucas_kanade(
+    start: Float[Tensor, "b c h w"],
+    end: Float[Tensor, "b c h w"],
+    points: Float[Tensor, "b k 2"],
+    *,
+    radius: int = 4,
+    levels: int = 3,
+    iterations: int = 5,
+    damping: float = 0.01,
+) -> Float[Tensor, "b k 2"]:
+    """Where what is around ``points`` in ``start`` has gone in ``end``: Lucas-Kanade on a pyramid, coarse to fine.
+
+    At each level the patch around a point is held beside the other frame's, and moved by least squares:
+    d = (Σ J Jᵀ)⁻¹ Σ J (other - patch), with J the gradient of the patch, which stays the same over ``iterations`` (the
+    inverse compositional form). ``damping`` is added to the matrix's diagonal, so that a patch without texture stays
+    where it is. Everything is differentiable, in the points and in both frames.
+    """
+    height, width = start.shape[-2:]
+    least = (2 * radius + 3) * 2 ** (levels - 1)
+    if min(height, width) < least:
+        raise ValueError(
+            f"frames of {height} x {width} pixels: expected sides of at least {least} for {levels} levels of patches"
+            f" with radius {radius}"
+        )
+    moved = points
+    for level in reversed(range(levels)):
+        one, other = (F.avg_pool2d(frame, 2**level) if level else frame for frame in (start, end))
+        extent = torch.tensor(one.shape[:-3:-1], device=points.device, dtype=points.dtype)
+        wide = patches(one, points, radius + 1)
+        patch = wide[..., 1:-1, 1:-1]
+        right = (wide[..., 1:-1, 2:] - wide[..., 1:-1, :-2]) / 2
+        down = (wide[..., 2:, 1:-1] - wide[..., :-2, 1:-1]) / 2
+        xx, xy, yy = ((a * b).sum((1, 3, 4)) for a, b in ((right, right), (right, down), (down, down)))
+        xx, yy = xx + damping, yy + damping
+        determinant = xx * yy - xy * xy
+        for _ in range(iterations):
+            difference = patches(other, moved, radius) - patch
+            x, y = ((a * difference).sum((1, 3, 4)) for a in (right, down))
+            step = torch.stack([yy * x - xy * y, xx * y - xy * x], dim=-1) / determinant[..., None]
+            moved = moved - step * 2 / extent
+    return moved
+
+
+def track(
+    start: Float[Tensor, "b c h w"],
+    end: Float[Tensor, "b c h w"],
+    points: Float[Tensor, "b k 2"],
+    *,
+    tolerance: float = 0.5,
+    **options,
+) -> tuple[Float[Tensor, "b k 2"], Bool[Tensor, "b k"]]:
+    """`lucas_kanade`, and which of its results to rely on: those that it carries back to within ``tolerance`` pixels of
+    where they came from, and that lie inside both frames."""
+    moved = lucas_kanade(start, end, points, **options)
+    with torch.no_grad():
+        back = lucas_kanade(end, start, moved, **options)
+        pixel = 2 / torch.tensor(start.shape[:-3:-1], device=points.device, dtype=points.dtype)
+        returned = ((back - points) / pixel).norm(dim=-1) < tolerance
+        return moved, returned & (points.abs() < 1).all(-1) & (moved.abs() < 1).all(-1)
+
+
+def registration_loss(
+    start: Float[Tensor, "b c h w"],
+    end: Float[Tensor, "b c h w"],
+    found_start: Float[Tensor, "b k 2"],
+    found_end: Float[Tensor, "b k 2"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """The points found in the first of two neighbouring frames, carried to the second, should be found there (SBR).
+
+    -> mean distance over reliable points, normalised, and the share of points that are.
+    """
+    moved, reliable = track(start, end, found_start)
+    return point_loss(found_end, moved, reliable), reliable.float().mean()
+
+
+# ------------------------------------------------------------------------------------------------ changes for training
+
+
+def random_places(
+    count: int,
+    generator: torch.Generator,
+    *,
+    zoom: tuple[float, float] = (0.8, 1.5),
+    rotation: float = 0.35,
+    shift: float = 0.15,
+    mirror: bool = True,
+) -> Float[Tensor, "b 2 3"]:
+    """Random affine maps from positions in a changed picture to positions in the original one: turned by up to
+    ``rotation`` radians, faces smaller by ``zoom``, half of them mirrored."""
+    low, high = zoom
+    scale = low * (high / low) ** torch.rand(count, generator=generator)
+    angle = rotation * (2 * torch.rand(count, generator=generator) - 1)
+    x, y = shift * (2 * torch.rand(2, count, generator=generator) - 1)
+    flip = 1 - 2.0 * (torch.rand(count, generator=generator) < 0.5) * mirror
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    return torch.stack([flip * cos, -flip * sin, x, sin, cos, y], dim=1).view(-1, 2, 3)
+
+
+def move_picture(image: Float[Tensor, "b 3 h w"], places: Float[Tensor, "b 2 3"]) -> Float[Tensor, "b 3 h w"]:
+    """Shows at z what ``image`` has at places(z)."""
+    grid = F.affine_grid(places, list(image.shape), align_corners=False)
+    return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
+
+
+def move_points(points: Float[Tensor, "b 74 2"], places: Float[Tensor, "b 2 3"]) -> Float[Tensor, "b 74 2"]:
+    """Where `move_picture` shows the landmarks; in a mirrored picture each gets the name it has there."""
+    matrix = places[..., :2]
+    moved = torch.linalg.solve(matrix, (points - places[:, None, :, 2]).transpose(1, 2)).transpose(1, 2)
+    mirrored = torch.linalg.det(matrix) < 0
+    return torch.where(mirrored[:, None, None], moved[:, MIRRORED], moved)
+
+
+def spoil(image: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> Float[Tensor, "b 3 h w"]:
+    """What photographs suffer: half of the pictures get something in front of them, a third are blurred."""
+    count, _, height, width = image.shape
+    grid = identity_grid(height, width, device=image.device)
+    middle = 1.6 * torch.rand(count, 2, 1, 1, generator=generator) - 0.8
+    half = 0.08 + 0.27 * torch.rand(count, 2, 1, 1, generator=generator)
+    half = half * (torch.rand(count, 1, 1, 1, generator=generator) < 0.5)
+    covered = ((grid - middle.to(image)).abs() < half.to(image)).all(1, keepdim=True)
+    # What stands in front is a piece of another picture, upside down.
+    image = torch.where(covered, image.roll(1, 0).flip(2), image)
+    small = F.interpolate(F.avg_pool2d(image, 2), size=(height, width), mode="bilinear", align_corners=False)
+    blurred = torch.rand(count, 1, 1, 1, generator=generator) < 0.33
+    return torch.where(blurred.to(image.device), small, image)

@@ -1,0 +1,57 @@
+"""Weight files: safetensors that say what they hold, so that loading needs neither pickles nor guesses."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+WEIGHTS = Path(__file__).parent / "weights"
+FORMAT_VERSION = "1"
+OTHER_NETWORKS = ("avd-", "features", "landmarks")  # how files begin that don't hold an animation model
+
+
+def make_metadata(config: str, **more: str) -> dict[str, str]:
+    """``config`` is the network's sizes as JSON. Every network but `AnimationModel` adds its ``kind``."""
+    return {"format": "minimodel", "version": FORMAT_VERSION, "config": config} | more
+
+
+def write_weights(network: nn.Module, path: str | Path, metadata: dict[str, str]) -> None:
+    # safetensors' own save_file would leave a file that only its owner can read.
+    state = {name: value.contiguous() for name, value in network.state_dict().items()}
+    Path(path).write_bytes(save(state, metadata=metadata))
+
+
+def read_metadata(path: Path, kind: str = "animation") -> dict[str, str]:
+    """The metadata of a weight file of ours that holds a ``kind`` of network; a ValueError in one line for any other
+    file. Nothing is unpickled."""
+    if path.is_dir():
+        raise ValueError(f"{path}: is a directory, expected a .safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path}: not a whole safetensors file (pickled checkpoints are never loaded): {error}"
+        ) from error
+    if metadata.get("format") != "minimodel":
+        raise ValueError(f"{path}: safetensors, but not weights of minimodel")
+    if metadata.get("version") != FORMAT_VERSION:
+        raise ValueError(f"{path}: weight format {metadata.get('version')}, this version reads {FORMAT_VERSION}")
+    held = metadata.get("kind", "animation")
+    if held != kind:
+        raise ValueError(f"{path}: holds weights of kind {held!r}, expected {kind!r}")
+    return metadata
+
+
+def find_weights(name_or_path: str | Path, shipped: list[str] | None = None) -> Path:
+    """The path of a weight file: as given, or of one of those that are ``shipped``, by name; unless given those are the
+    animation models."""
+    path = Path(name_or_path)
+    if path.exists():
+        return path
+    if shipped is None:
+        shipped = sorted(p.stem for p in WEIGHTS.glob("*.safetensors") if not p.stem.startswith(OTHER_NETWORKS))
+    if str(name_or_path) not in shipped:
+        raise ValueError(f"weights {str(name_or_path)!r}: no such file, and shipped are only {shipped}")
+    return WEIGHTS / f"{name_or_path}.safetensors"
