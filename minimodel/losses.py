@@ -22,11 +22,12 @@ def perceptual_loss(
     *,
     scales: Sequence[int] = (1, 2, 4, 8),
     smallest: int = 16,
+    layers: int | None = None,
 ) -> Float[Tensor, ""]:
     """Mean absolute difference of features, summed over layers and over images reduced by each of ``scales`` (MRFA Eq.
     11).
 
-    Scales that leave a side under ``smallest`` pixels are dropped.
+    Scales that leave a side under ``smallest`` pixels are dropped; ``layers`` takes only so many of the first layers.
     """
     total = generated.new_zeros(())
     for scale in scales:
@@ -35,7 +36,7 @@ def perceptual_loss(
         made = features(F.avg_pool2d(generated, scale))
         with torch.no_grad():
             wanted = features(F.avg_pool2d(driving, scale))
-        total = total + sum(F.l1_loss(a, b) for a, b in zip(made, wanted, strict=True))
+        total = total + sum(F.l1_loss(a, b) for a, b in list(zip(made, wanted, strict=True))[:layers])
     return total
 
 

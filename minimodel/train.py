@@ -58,6 +58,9 @@ TPSM_MILESTONES = (0.7, 0.9)
 BACKGROUND_FROM = 0.1  # share of the run before which the TPS prior's background stands still
 DROPOUT_UNTIL = 0.35  # share of the run
 LARGEST_GRADIENT = 10.0  # in the infinity norm
+# Steps of motion alone compare the first three of five layers. The others look at wide surroundings, in which a moved
+# source can't show what it hides: there the true flow costs more than one that bends the face to make up for it.
+MOTION_LAYERS = 3
 AVD_RATE = 2e-3
 PRESET_RATES = {"tiny": 4e-4, "small": 2e-4, "paper": 2e-4}
 PRESET_FEATURES = {"tiny": "faces", "small": "vgg19", "paper": "vgg19"}
@@ -222,8 +225,10 @@ class TrainingStep(nn.Module):
         points = losses.equivariance_points(motion.points, moved.points, transform)
         terms = {"points": self.weights.points * points}
 
-        def like_driving(image: Tensor) -> Tensor:
-            return self.weights.perceptual * losses.perceptual_loss(self.features, image, driving)
+        def like_driving(image: Tensor, layers: int = 5) -> Tensor:
+            # Fewer layers weigh as much as all of them.
+            loss = losses.perceptual_loss(self.features, image, driving, layers=layers)
+            return self.weights.perceptual * 5 / layers * loss
 
         state = self.model.encode_source(source)
         if progress < BACKGROUND_FROM:
@@ -233,9 +238,10 @@ class TrainingStep(nn.Module):
             options["part_scales"] = dropout_scales(batch["chances"], dropout_probability(progress))
         if motion_only:
             stages = self.model.move(state, motion, **options)
-            terms["moved"] = like_driving(stages.warped_source)
+            terms["moved"] = like_driving(stages.warped_source, MOTION_LAYERS)
             if self.model.refiner is not None:
-                terms["coarse"] = like_driving(warp(source, resize_flow(stages.coarse.flow, tuple(source.shape[-2:]))))
+                coarse = resize_flow(stages.coarse.flow, tuple(source.shape[-2:]))
+                terms["coarse"] = like_driving(warp(source, coarse), MOTION_LAYERS)
         else:
             stages = self.model.render(state, motion, **options)
             terms["perceptual"] = like_driving(stages.image)

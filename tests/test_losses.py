@@ -23,6 +23,7 @@ def test_perceptual_loss_sums_layers_and_scales():
     # Two layers weigh 1 and 2; of the scales 1, 2, 4 and 8 the last two would leave under 16 pixels.
     assert torch.allclose(perceptual_loss(Raw(), a, b), torch.tensor(2 * 3 * 0.25))
     assert torch.allclose(perceptual_loss(Raw(), a, b, smallest=32), torch.tensor(3 * 0.25))
+    assert torch.allclose(perceptual_loss(Raw(), a, b, layers=1), torch.tensor(2 * 0.25))
 
 
 def analytic_case():
