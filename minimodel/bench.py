@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from minimodel.features import load_features
+from minimodel.landmark_motion import LANDMARKS
 from minimodel.model import AnimationModel, Output, SourceState
 from minimodel.tps import random_transforms
 from minimodel.train import PRESET_FEATURES, TrainingStep, Weights
@@ -49,9 +50,10 @@ def bench(config: BenchConfig) -> dict[str, dict[str, float]]:
         source, driving = torch.rand(2, config.batch, 3, size, size, device=device)
         one, other = source[:1], driving[:1]
         with torch.inference_mode():
-            state = model.encode_source(one)
-            encode_source = partial(model.encode_source, one)
-            render_frame = partial(render_driving, model, state, other)
+            told = dict(landmarks=random_landmarks(1, device)) if model.config.prior == "landmarks" else {}
+            state = model.encode_source(one, **told)
+            encode_source = partial(model.encode_source, one, **told)
+            render_frame = partial(render_driving, model, state, other, **told)
             per_source, source_stages = measure(model, encode_source, config.repeats)
             per_frame, frame_stages = measure(model, render_frame, config.repeats)
             work = multiply_adds(render_frame)
@@ -68,17 +70,25 @@ def bench(config: BenchConfig) -> dict[str, dict[str, float]]:
     return results
 
 
-def render_driving(model: AnimationModel, source: SourceState, driving: Tensor) -> Output:
-    """All that a driving frame costs once its source is known."""
-    return model.render(source, model.encode_driving(driving))
+def render_driving(
+    model: AnimationModel, source: SourceState, driving: Tensor, *, landmarks: Tensor | None = None
+) -> Output:
+    """All that a driving frame costs once its source is known; given landmarks cost nothing."""
+    return model.render(source, model.encode_driving(driving, landmarks=landmarks))
+
+
+def random_landmarks(count: int, device: torch.device) -> Tensor:
+    return torch.rand(count, LANDMARKS, 2, device=device) - 0.5
 
 
 def stages(model: AnimationModel) -> dict[str, list[nn.Module]]:
     """The modules whose time is told apart; none lies inside another."""
     groups = {
-        "keypoints": [model.prior.detector],
-        "coarse flow": [model.prior.dense_motion] if hasattr(model.prior, "dense_motion") else [],
-        "source features": [model.generator.first, *model.generator.down],
+        "keypoints": [model.prior.detector] if hasattr(model.prior, "detector") else [],
+        "coarse flow": [
+            getattr(model.prior, name) for name in ("dense_motion", "motion") if hasattr(model.prior, name)
+        ],
+        "source features": [model.generator.first, *model.generator.down] * (model.config.generator != "residual"),
         "generator": [model.generator],
     }
     if hasattr(model.prior, "background"):
@@ -161,6 +171,11 @@ def time_training(model: AnimationModel, source: torch.Tensor, driving: torch.Te
     transform = random_transforms(len(source), torch.Generator().manual_seed(0))
     numbers = dict(control=transform.control, weights=transform.weights, affine=transform.affine)
     batch = dict(source=source, driving=driving) | {name: value.to(source.device) for name, value in numbers.items()}
+    if model.config.prior == "landmarks":
+        whole = torch.zeros(len(source), *source.shape[-2:], dtype=torch.long, device=source.device)
+        for frame in ("source", "driving"):
+            labels = {f"{frame}_landmarks": random_landmarks(len(source), source.device), f"{frame}_parts": whole}
+            batch |= labels
 
     def run():
         optimizer.zero_grad()

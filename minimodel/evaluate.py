@@ -93,6 +93,7 @@ class TestClip:
     name: str
     frames: Float[Tensor, "t 3 h w"]
     truth: Truth | None = None
+    landmarks: Float[Tensor, "t 74 2"] | None = None  # normalised
 
 
 @dataclass
@@ -156,7 +157,8 @@ def synthetic_clip(name: str, faces: synthetic.Faces, size: int) -> TestClip:
         "mouth": face & around(landmarks[:, MOUTH], size),
         "eyes": face & (around(landmarks[:, RIGHT_EYE], size) | around(landmarks[:, LEFT_EYE], size)),
     }
-    return TestClip(name, synthetic.render(faces, size), Truth(flow, visible.bool(), regions))
+    truth = Truth(flow, visible.bool(), regions)
+    return TestClip(name, synthetic.render(faces, size), truth, synthetic.landmarks(faces))
 
 
 def around(points: Float[Tensor, "t n 2"], size: int) -> Bool[Tensor, "t 1 h w"]:
@@ -170,16 +172,20 @@ def around(points: Float[Tensor, "t n 2"], size: int) -> Bool[Tensor, "t 1 h w"]
 
 @torch.no_grad()
 def evaluate(model: AnimationModel, clips: list[TestClip], features: nn.Module, *, batch: int = 32) -> Scores:
-    """Same-identity reconstruction: the first frame is the source, every other frame drives."""
+    """Same-identity reconstruction: the first frame is the source, every other frame drives.
+
+    A model that moves by landmarks is given the clip's if it has some: its numbers then say nothing about a detector.
+    """
     device = next(model.parameters()).device
     training = model.training
     model.eval()
     lines: dict[str, dict[str, list[Tensor]]] = {"model": {}, "copy": {}}
     for clip in clips:
-        source = model.encode_source(clip.frames[:1].to(device))
+        source = model.encode_source(clip.frames[:1].to(device), landmarks=_landmarks(model, clip, slice(1)))
         for start in range(1, len(clip.frames), batch):
             wanted = clip.frames[start : start + batch].to(device)
-            output = model.render(source, model.encode_driving(wanted))
+            told = _landmarks(model, clip, slice(start, start + batch))
+            output = model.render(source, model.encode_driving(wanted, landmarks=told))
             pictures = {"model": output.image, "copy": source.image.expand_as(wanted)}
             flows = {"model": output.flows[-1], "copy": torch.zeros_like(output.flows[-1])}
             if clip.truth is not None:
@@ -350,6 +356,12 @@ def read(flow: Float[Tensor, "b 2 h w"], points: Float[Tensor, "b n 2"]) -> Floa
     return arrows[..., 0].transpose(1, 2)
 
 
+def _landmarks(model: AnimationModel, clip: TestClip, frames: slice) -> Tensor | None:
+    if model.config.prior != "landmarks" or clip.landmarks is None:
+        return None
+    return clip.landmarks[frames].to(next(model.parameters()).device)
+
+
 @torch.no_grad()
 def strip(model: AnimationModel, clips: list[TestClip], *, rows: int = 6) -> Float[Tensor, "3 h w"]:
     """A picture to judge a model by: for some clips source, driving frame, result, warped source, flow, occlusion."""
@@ -358,8 +370,13 @@ def strip(model: AnimationModel, clips: list[TestClip], *, rows: int = 6) -> Flo
     model.eval()
     chosen = clips[:: max(1, len(clips) // rows)][:rows]
     source = torch.stack([clip.frames[0] for clip in chosen]).to(device)
-    driving = torch.stack([clip.frames[len(clip.frames) * 2 // 3] for clip in chosen]).to(device)
-    output = model(source, driving)
+    driven = [len(clip.frames) * 2 // 3 for clip in chosen]
+    driving = torch.stack([clip.frames[number] for clip, number in zip(chosen, driven)]).to(device)
+    told = {}
+    for frame, numbers in (("source", [0] * len(chosen)), ("driving", driven)):
+        found = [_landmarks(model, clip, slice(number, number + 1)) for clip, number in zip(chosen, numbers)]
+        told[f"{frame}_landmarks"] = None if found[0] is None else torch.cat(found)
+    output = model(source, driving, **told)
     model.train(training)
     flow = show.flow_colors(output.flows[-1], largest=0.25)
     occlusion = show.heat(torch.sigmoid(output.occlusions[-1]))

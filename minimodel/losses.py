@@ -1,14 +1,15 @@
-"""The losses of the papers (MRFA section 3.4; TPSM section 3.3).
+"""The losses of the papers (MRFA section 3.4; TPSM section 3.3; S2D section 3.4).
 
 Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from minimodel.tps import Spline
@@ -87,3 +88,49 @@ def warp_loss(
     """
     layers = zip(source_features, driving_features, flows, strict=True)
     return sum(F.l1_loss(warp(source.detach(), flow), driving.detach()) for source, driving, flow in layers)
+
+
+class Discriminator(nn.Module):
+    """Image -> a map of scores, each for the patch that it sees: 1 for real, 0 for made (S2D Eq. 5 and 6)."""
+
+    def __init__(self, *, base: int = 32, levels: int = 3, maximum: int = 256):
+        super().__init__()
+        widths = [3] + [min(maximum, base * 2**level) for level in range(levels)]
+        layers = []
+        for inputs, outputs in pairwise(widths):
+            # Normalisation by instance hides a picture's own colours, so not in the first layer.
+            norm = nn.Identity() if inputs == 3 else nn.InstanceNorm2d(outputs, affine=True)
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), norm, nn.LeakyReLU(0.2), nn.AvgPool2d(2)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 hi wi"]:
+        return self.layers(image)
+
+
+def discriminator_loss(real_scores: Float[Tensor, "*s"], made_scores: Float[Tensor, "*s"]) -> Float[Tensor, ""]:
+    """(1 - D(real))^2 + D(made)^2: the discriminator's least-squares loss (S2D Eq. 5)."""
+    return (1 - real_scores).square().mean() + made_scores.square().mean()
+
+
+def adversarial_loss(made_scores: Float[Tensor, "*s"]) -> Float[Tensor, ""]:
+    """(1 - D(made))^2: the generator's (S2D Eq. 6, which writes G for the discriminator)."""
+    return (1 - made_scores).square().mean()
+
+
+def parsing_loss(
+    source_parts: Int[Tensor, "b h w"],
+    flow: Float[Tensor, "b 2 h w"],
+    driving_parts: Int[Tensor, "b h w"],
+    *,
+    mode: str = "bilinear",
+) -> Float[Tensor, ""]:
+    """The share of pixels at which the warped parsing map of the source and the driving one disagree (S2D Eq. 7).
+
+    ``mode`` "nearest" is Eq. 7 to the letter: a label jumps from pixel to pixel, and the flow's gradient is zero. With
+    "bilinear" every label is a map of its own (1 where it stands, else 0) that is warped like a picture, and what
+    counts is how much of the driving frame's label arrives: the same number for whole pixels, with a gradient at
+    borders.
+    """
+    labels = 1 + int(torch.maximum(source_parts.max(), driving_parts.max()))
+    maps = [F.one_hot(parts, labels).permute(0, 3, 1, 2).to(flow) for parts in (source_parts, driving_parts)]
+    return 1 - (warp(maps[0], flow, mode=mode) * maps[1]).sum(1).mean()

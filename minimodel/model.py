@@ -18,17 +18,19 @@ from torch import Tensor, nn
 from minimodel import affine, tps
 from minimodel.correlation import Correlation, StructureEncoder, softmax_flow
 from minimodel.dense_motion import CoarseMotion, DenseMotion
-from minimodel.generator import GatedUNet, InpaintingNetwork
+from minimodel.generator import GatedUNet, InpaintingNetwork, ResidualGenerator
 from minimodel.keypoints import BackgroundPredictor, KeypointDetector, SplineDetector
+from minimodel.landmark_motion import LANDMARKS, LandmarkMotion
 from minimodel.refinement import MotionRefiner, UpdaterWidths
 from minimodel.saving import find_weights, make_metadata, read_metadata, write_weights
 from minimodel.warping import resize_flow, warp
 
-PRIORS = ("affine", "tps", "none")
-GENERATORS = ("unet", "inpainting")
+PRIORS = ("affine", "tps", "landmarks", "none")
+GENERATORS = ("unet", "inpainting", "residual")
 SYSTEMS = {
     "fomm": dict(prior="affine", refine=False, generator="unet"),
     "mrfa": dict(prior="affine", refine=True, generator="unet"),
+    "s2d": dict(prior="landmarks", refine=False, generator="residual"),
     "npmr": dict(prior="none", refine=True, generator="unet"),
     "tpsm": dict(prior="tps", refine=False, generator="inpainting"),
 }
@@ -80,6 +82,14 @@ class Config:
     warped_source: bool = True
     unet: HourglassSizes = HourglassSizes(64, 5, 512)
     inpainting: HourglassSizes = HourglassSizes(64, 3, 512)
+    residual: HourglassSizes = HourglassSizes(64, 2, 512)  # of the residual generator, with ...
+    residual_blocks: int = 6
+    whole_branch: HourglassSizes = HourglassSizes(32, 5, 512)  # the global branch of the landmarks prior ...
+    whole_scale: int = 1  # ... sees the picture at 1 / whole_scale of its side
+    local_branch: HourglassSizes = HourglassSizes(32, 3, 128)  # of each local branch
+    adain: bool = True
+    add_motion: bool = True
+    local_motion: bool = True
     blend: bool = True  # show the warped source itself where it can be trusted; False is Eq. 9-10 to the letter
 
     @classmethod
@@ -112,6 +122,11 @@ PRESETS = {
         updater=UpdaterWidths((32, 32), (16, 16), 48, (32, 32), 32),
         unet=HourglassSizes(32, 3, 128),
         inpainting=HourglassSizes(16, 3, 64),
+        residual=HourglassSizes(32, 2, 96),
+        residual_blocks=3,
+        whole_branch=HourglassSizes(24, 3, 64),
+        whole_scale=2,
+        local_branch=HourglassSizes(16, 2, 32),
     ),
     "small": Config(
         preset="small",
@@ -126,6 +141,11 @@ PRESETS = {
         updater=UpdaterWidths((64, 64), (32, 32), 96, (96, 64), 64),
         unet=HourglassSizes(48, 4, 256),
         inpainting=HourglassSizes(32, 4, 192),
+        residual=HourglassSizes(48, 2, 256),
+        residual_blocks=4,
+        whole_branch=HourglassSizes(32, 4, 256),
+        whole_scale=2,
+        local_branch=HourglassSizes(32, 3, 128),
     ),
     "paper": Config(),
 }
@@ -232,6 +252,45 @@ class SplinePrior(nn.Module):
         return dataclasses.replace(coarse, background=matrix)
 
 
+class LandmarkPrior(nn.Module):
+    """Landmarks, and the flow that follows from them (S2D section 3.2).
+
+    They are given, or found by a ``detector`` (images -> normalised landmarks), which somebody else trains and which
+    isn't part of this model: its weights are not saved with it.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.motion = LandmarkMotion(
+            whole=dataclasses.asdict(config.whole_branch),
+            local=dataclasses.asdict(config.local_branch),
+            size=config.image_size,
+            scale=config.whole_scale,
+            # The residual generator makes its own mask. Whoever gates or refines needs a first guess.
+            with_occlusion=config.refine or config.generator != "residual",
+            adain=config.adain,
+            add_motion=config.add_motion,
+            local_motion=config.local_motion,
+        )
+        self._detector: tuple[
+            nn.Module, ...
+        ] = ()  # in a tuple, which hides it from the modules whose weights are saved
+
+    def use_detector(self, detector: nn.Module) -> None:
+        self._detector = (detector,)
+
+    def detect(self, image: Tensor) -> Motion:
+        if not self._detector:
+            raise ValueError(
+                "this model moves by landmarks, and has no detector to find them: pass landmarks=..., or a detector"
+                " to model.prior.use_detector(...)"
+            )
+        return Motion(self._detector[0](image))
+
+    def forward(self, source: Tensor, start: Motion, end: Motion, correlation: Correlation | None) -> CoarseMotion:
+        return self.motion(source, start.points, end.points)
+
+
 class NoPrior(nn.Module):
     """Points alone: the coarse flow comes from the correlation volume itself (MRFA Eq. 8)."""
 
@@ -318,10 +377,15 @@ class AnimationModel(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.prior = {"affine": AffinePrior, "tps": SplinePrior, "none": NoPrior}[config.prior](config)
-        network = {"unet": GatedUNet, "inpainting": InpaintingNetwork}[config.generator]
-        sizes = dataclasses.asdict(self.generator_sizes)
-        self.generator = network(**sizes, outer_kernel=config.head_kernel, norm=config.norm)
+        priors = {"affine": AffinePrior, "tps": SplinePrior, "landmarks": LandmarkPrior, "none": NoPrior}
+        self.prior = priors[config.prior](config)
+        shared = dict(outer_kernel=config.head_kernel, norm=config.norm)
+        if config.generator == "residual":
+            sizes = dict(blocks=config.residual_blocks, scales=config.unet.levels + 1)
+            self.generator = ResidualGenerator(**dataclasses.asdict(config.residual), **sizes, **shared)
+        else:
+            network = {"unet": GatedUNet, "inpainting": InpaintingNetwork}[config.generator]
+            self.generator = network(**dataclasses.asdict(self.scale_sizes), **shared)
         self.structure = self.refiner = None
         if config.refine:
             self.structure = StructureCorrelation(config)
@@ -358,6 +422,8 @@ class AnimationModel(nn.Module):
             raise ValueError(
                 "prior 'none' takes its coarse flow from the refinement's correlation: refine must be True"
             )
+        if parts["prior"] == "landmarks" and sizes.setdefault("points", LANDMARKS) != LANDMARKS:
+            raise ValueError(f"points is {sizes['points']}: the prior 'landmarks' has {LANDMARKS}")
         unknown = sizes.keys() - {f.name for f in dataclasses.fields(Config)}
         if unknown:
             raise ValueError(f"unknown sizes {sorted(unknown)}: see the fields of minimodel.model.Config")
@@ -368,20 +434,39 @@ class AnimationModel(nn.Module):
         return cls(config)
 
     @property
-    def generator_sizes(self) -> HourglassSizes:
-        return {"unet": self.config.unet, "inpainting": self.config.inpainting}[self.config.generator]
+    def scale_sizes(self) -> HourglassSizes:
+        """Those whose levels are the scales of flows and occlusions: the generator's; the residual one, which needs
+        only the finest, takes the U-Net's."""
+        return self.config.inpainting if self.config.generator == "inpainting" else self.config.unet
 
-    def encode_source(self, image: Float[Tensor, "b 3 h w"]) -> SourceState:
+    def encode_source(
+        self, image: Float[Tensor, "b 3 h w"], *, landmarks: Float[Tensor, "b 74 2"] | None = None
+    ) -> SourceState:
+        """``landmarks`` (normalised) are for the landmarks prior: with them it needs no detector."""
         self.check_size(*image.shape[-2:])
-        motion = self.prior.detect(image)
-        state = SourceState(image, motion, self.generator.encode(image))
+        motion = self._motion(image, landmarks)
+        needed = self.refiner is not None or self.config.generator != "residual"
+        state = SourceState(image, motion, self.generator.encode(image) if needed else [])
         if self.refiner is not None:
             state.structure = self.structure.encode_source(motion, image)
             state.context = self.refiner.project(state.features)
         return state
 
-    def encode_driving(self, image: Float[Tensor, "b 3 h w"]) -> Motion:
-        self.check_size(*image.shape[-2:])
+    def encode_driving(
+        self, image: Float[Tensor, "b 3 h w"] | None = None, *, landmarks: Float[Tensor, "b 74 2"] | None = None
+    ) -> Motion:
+        """What a driving frame says; to the landmarks prior landmarks are all of it."""
+        if image is not None:
+            self.check_size(*image.shape[-2:])
+        return self._motion(image, landmarks)
+
+    def _motion(self, image: Tensor | None, landmarks: Tensor | None) -> Motion:
+        if landmarks is not None:
+            if self.config.prior != "landmarks":
+                raise ValueError(f"landmarks given to a model with the prior {self.config.prior!r}: pass the image")
+            return Motion(landmarks)
+        if image is None:
+            raise ValueError("neither an image nor landmarks given: expected an image, or landmarks")
         return self.prior.detect(image)
 
     def move(self, source: SourceState, motion: Motion, **options) -> Stages:
@@ -389,7 +474,8 @@ class AnimationModel(nn.Module):
         source = _expand(source, len(motion.points))
         correlation = None if self.structure is None else self.structure(source.structure, motion)
         coarse = self.prior(source.image, source.motion, motion, correlation, **options)
-        sizes = [tuple(feature.shape[-2:]) for feature in source.features]
+        height, width = source.image.shape[-2:]
+        sizes = [(height >> level, width >> level) for level in reversed(range(self.scale_sizes.levels + 1))]
         if self.refiner is None:
             flows = [resize_flow(coarse.flow, size) for size in sizes]
             own = {tuple(occlusion.shape[-2:]): occlusion for occlusion in coarse.occlusions}
@@ -408,6 +494,14 @@ class AnimationModel(nn.Module):
         """``motion`` of batch B moves a source of batch B, or of batch 1 for all of them; ``options`` are the
         prior's."""
         stages = self.move(source, motion, **options)
+        if self.config.generator == "residual":
+            painted, mask = self.generator(stages.warped_source, stages.flows[-1])
+            # Eq. 2's mask, as an occlusion: its generator decides where the warped source is to be trusted. Where a
+            # refinement has an opinion, it has a say.
+            stages.occlusions[-1] = stages.occlusions[-1] - mask
+            visible = torch.sigmoid(stages.occlusions[-1])
+            image = stages.warped_source * visible + painted * (1 - visible)
+            return Output(image=image, painted=painted, **vars(stages))
         features = _expand(source, len(motion.points)).features
         image = painted = self.generator(features, stages.flows[1:], stages.occlusions[1:])
         if self.config.blend:
@@ -417,15 +511,25 @@ class AnimationModel(nn.Module):
             image = stages.warped_source * visible + painted * (1 - visible)
         return Output(image=image, painted=painted, **vars(stages))
 
-    def forward(self, source: Float[Tensor, "b 3 h w"], driving: Float[Tensor, "b 3 h w"]) -> Output:
-        return self.render(self.encode_source(source), self.encode_driving(driving))
+    def forward(
+        self,
+        source: Float[Tensor, "b 3 h w"],
+        driving: Float[Tensor, "b 3 h w"] | None = None,
+        *,
+        source_landmarks: Float[Tensor, "b 74 2"] | None = None,
+        driving_landmarks: Float[Tensor, "b 74 2"] | None = None,
+    ) -> Output:
+        state = self.encode_source(source, landmarks=source_landmarks)
+        return self.render(state, self.encode_driving(driving, landmarks=driving_landmarks))
 
     def check_size(self, height: int, width: int) -> None:
         """Raise a ValueError that names the nearest sizes if the networks can't take this one."""
         c = self.config
-        hourglasses = [c.detector] * (c.prior != "tps") + [c.dense_motion] * (c.prior != "none")
-        hourglasses += [c.structure] * c.refine
-        step = max(c.coarse_scale * 2 ** max(h.levels for h in hourglasses), 2**self.generator_sizes.levels)
+        own = {"affine": [c.detector, c.dense_motion], "tps": [c.dense_motion], "landmarks": [], "none": [c.detector]}
+        coarse = [c.coarse_scale * 2**sizes.levels for sizes in own[c.prior] + [c.structure] * c.refine]
+        if c.prior == "landmarks":  # a box is a quarter of the picture
+            coarse += [c.whole_scale * 2**c.whole_branch.levels, 4 * 2**c.local_branch.levels]
+        step = max(*coarse, 2**self.scale_sizes.levels)
         if height % step or width % step or not height or not width:
             near = [
                 f"{n // step * step} or {(n // step + 1) * step}" if n >= step else str(step) for n in (height, width)

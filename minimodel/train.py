@@ -11,6 +11,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,6 +58,7 @@ MILESTONES = (0.6, 0.9)  # shares of the run after which the learning rate is a 
 TPSM_MILESTONES = (0.7, 0.9)
 BACKGROUND_FROM = 0.1  # share of the run before which the TPS prior's background stands still
 DROPOUT_UNTIL = 0.35  # share of the run
+LABELS = ("source_landmarks", "driving_landmarks", "source_parts", "driving_parts")
 LARGEST_GRADIENT = 10.0  # in the infinity norm
 # Steps of motion alone compare the first three of five layers. The others look at wide surroundings, in which a moved
 # source can't show what it hides: there the true flow costs more than one that bends the face to make up for it.
@@ -79,6 +81,10 @@ class Weights:
     """Of the TPS prior."""
     warp: float = 10.0
     """Of the inpainting network."""
+    l1: float = 10.0
+    """Of the pictures; for the landmarks prior, as in S2D."""
+    parsing: float = 10.0
+    """Of the parts of the face, moved; for the landmarks prior, as in S2D."""
 
 
 @dataclass
@@ -94,7 +100,7 @@ class TrainConfig:
     preset: str = "tiny"
     """tiny, small or paper."""
     system: str = "mrfa"
-    """A paper's system: mrfa, fomm, npmr or tpsm."""
+    """A paper's system: mrfa, fomm, npmr, tpsm or s2d."""
     prior: str | None = None
     """Replaces the system's prior."""
     refine: bool | None = None
@@ -151,15 +157,28 @@ class SyntheticPairs:
         return synthetic.sample_pairs((count + 1) // 2, generator)
 
     def load(self, drawn: tuple, slots: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        return self.both(lambda faces: synthetic.render(faces, self.size), drawn, slots, device)
+
+    def labels(self, drawn: tuple, slots: Tensor, device: torch.device) -> dict[str, Tensor]:
+        """What a model that moves by landmarks learns from beside the pictures: those, and which part is where."""
+        landmarks = self.both(synthetic.landmarks, drawn, slots, device)
+        parts = self.both(lambda faces: synthetic.parsing(faces, self.size), drawn, slots, device)
+        return dict(zip(LABELS, (*landmarks, *parts), strict=True))
+
+    def both(
+        self, what: Callable[[synthetic.Faces], Tensor], drawn: tuple, slots: Tensor, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """``what`` of the source and of the driving face of each slot."""
         pairs, place = torch.unique(slots // 2, return_inverse=True)
-        one, other = (synthetic.render(faces[pairs].to(device), self.size)[place.to(device)] for faces in drawn)
-        forth = (slots % 2 == 0).view(-1, 1, 1, 1).to(device)
+        one, other = (what(faces[pairs].to(device))[place.to(device)] for faces in drawn)
+        forth = (slots % 2 == 0).view(-1, *[1] * (one.dim() - 1)).to(device)
         return torch.where(forth, one, other), torch.where(forth, other, one)
 
 
 class PairStream(Dataset):
     """Item n is this process's share of the batch of step n: source, driving, the random transform's numbers and, for
-    each of ``droppable`` parts, the one that decides whether it is dropped."""
+    each of ``droppable`` parts, the one that decides whether it is dropped; with ``labels`` also landmarks and parts of
+    both frames."""
 
     def __init__(
         self,
@@ -169,7 +188,11 @@ class PairStream(Dataset):
         *,
         share: tuple[int, int] = (0, 1),
         droppable: int = 0,
+        labels: bool = False,
     ):
+        if labels and set(config.data) != {"synthetic"}:
+            raise ValueError(f"data {', '.join(config.data)}: to train on landmarks there is only 'synthetic'")
+        self.labels = labels
         augmentation = config.augmentation if config.augment else None
         self.sources = [
             SyntheticPairs(size) if name == "synthetic" else VideoPairs(name, size, augmentation)
@@ -193,7 +216,8 @@ class PairStream(Dataset):
         numbers = dict(control=transform.control, weights=transform.weights, affine=transform.affine)
         if self.droppable:
             numbers["chances"] = torch.rand(batch, self.droppable, generator=generator)
-        return dict(source=frames[0], driving=frames[1]) | {k: v[mine].to(self.device) for k, v in numbers.items()}
+        item = dict(source=frames[0], driving=frames[1]) | {k: v[mine].to(self.device) for k, v in numbers.items()}
+        return item | (self.sources[0].labels(drawn[0], mine, self.device) if self.labels else {})
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -218,6 +242,8 @@ class TrainingStep(nn.Module):
     ) -> dict[str, Tensor]:
         """``motion_only``: without the generator, by the source as the first flow and the last one move it;
         ``progress`` is the share of the run that is done."""
+        if self.model.config.prior == "landmarks":
+            return self.from_landmarks(batch, motion_only=motion_only)
         source, driving = batch["source"], batch["driving"]
         transform = Spline(batch["control"], batch["weights"], batch["affine"])
         motion = self.model.encode_driving(driving)
@@ -261,6 +287,29 @@ class TrainingStep(nn.Module):
             terms["warp"] = self.weights.warp * losses.warp_loss(state.features, wanted, stages.flows[1:])
         return terms
 
+    def from_landmarks(self, batch: dict[str, Tensor], *, motion_only: bool) -> dict[str, Tensor]:
+        """S2D Eq. 8 without its GAN. Points are given, so nothing has to be asked of them."""
+        source, driving = batch["source"], batch["driving"]
+        state = self.model.encode_source(source, landmarks=batch["source_landmarks"])
+        motion = self.model.encode_driving(landmarks=batch["driving_landmarks"])
+
+        def like_driving(image: Tensor) -> Tensor:
+            alike = losses.perceptual_loss(self.features, image, driving)
+            return self.weights.perceptual * alike + self.weights.l1 * F.l1_loss(image, driving)
+
+        stages = self.model.move(state, motion) if motion_only else self.model.render(state, motion)
+        terms = {}
+        if motion_only:
+            terms["moved"] = like_driving(stages.warped_source)
+            if self.model.refiner is not None:
+                terms["coarse"] = like_driving(warp(source, stages.coarse.flow))
+        else:
+            terms["perceptual"] = like_driving(stages.image)
+            if self.model.config.blend:
+                terms["painted"] = like_driving(stages.painted)
+        parts = losses.parsing_loss(batch["source_parts"], stages.flows[-1], batch["driving_parts"])
+        return terms | {"parsing": self.weights.parsing * parts}
+
 
 class TrainingStopped(RuntimeError):
     """Training can't go on; the message says at which step and why, and the last good state is saved."""
@@ -287,9 +336,12 @@ def train(config: TrainConfig, **sizes) -> AnimationModel:
     rate = config.learning_rate or PRESET_RATES[config.preset]
     size = model.config.image_size
     share = accelerator.process_index, accelerator.num_processes
+    labels = model.config.prior == "landmarks"
+    if labels and set(config.evaluate or config.data) != {"synthetic"}:
+        raise ValueError("a model that moves by landmarks can be evaluated on 'synthetic' only: there they are known")
     place = torch.device("cpu") if config.workers else accelerator.device
     droppable = model.config.points if model.config.prior == "tps" else 0
-    stream = PairStream(config, size, place, share=share, droppable=droppable)
+    stream = PairStream(config, size, place, share=share, droppable=droppable, labels=labels)
     evaluations = {name: load_evaluation(name, size) for name in config.evaluate or config.data}
 
     step_module = TrainingStep(model, features, config.loss).to(accelerator.device, memory_format=torch.channels_last)

@@ -37,14 +37,19 @@ def identity_grid(height: int, width: int, *, device=None, dtype=torch.float32) 
 
 
 def warp(
-    image: Float[Tensor, "b c height width"], flow: Float[Tensor, "b 2 h w"], *, padding: str = "border"
+    image: Float[Tensor, "b c height width"],
+    flow: Float[Tensor, "b 2 h w"],
+    *,
+    padding: str = "border",
+    mode: str = "bilinear",
 ) -> Float[Tensor, "b c h w"]:
-    """Sample ``image`` bilinearly at ``z + flow(z)`` for every pixel z of the flow's own grid.
+    """Sample ``image`` at ``z + flow(z)`` for every pixel z of the flow's own grid.
 
-    ``padding`` says what lies outside the image: "border" repeats its edge, "zeros" is black.
+    ``padding`` says what lies outside the image: "border" repeats its edge, "zeros" is black. ``mode`` "bilinear" mixes
+    the four pixels around a place, "nearest" takes one, for labels.
     """
     grid = identity_grid(*flow.shape[-2:], device=flow.device, dtype=flow.dtype) + flow
-    return F.grid_sample(image, grid.permute(0, 2, 3, 1), padding_mode=padding, align_corners=False)
+    return F.grid_sample(image, grid.permute(0, 2, 3, 1), mode=mode, padding_mode=padding, align_corners=False)
 
 
 def resize_flow(flow: Float[Tensor, "b c height width"], size: tuple[int, int]) -> Float[Tensor, "b c h w"]:

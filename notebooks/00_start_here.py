@@ -225,6 +225,7 @@ assert metrics.l1(wrong, D) > metrics.l1(S, D) > metrics.l1(by_package, D)
 # | [**2**](02_thin_plate_splines.ipynb) | parts that bend, a background that moves | [`tps.py`](../minimodel/tps.py), [`dense_motion.py`](../minimodel/dense_motion.py) |
 # | [**3**](03_unsupervised_keypoints.ipynb) | points that nobody labelled | [`keypoints.py`](../minimodel/keypoints.py), [`losses.py`](../minimodel/losses.py) |
 # | [**4**](04_landmarks_on_video.ipynb) | 74 points with names that hold still on video | [`landmarks.py`](../minimodel/landmarks.py) |
+# | [**5**](05_landmark_motion.ipynb) | a face that moves by 74 points alone, gaze and all | [`landmark_motion.py`](../minimodel/landmark_motion.py) |
 # | [**6**](06_structure_correlation.ipynb) | who in the source looks like whom in the driving frame | [`correlation.py`](../minimodel/correlation.py) |
 # | [**7**](07_lookup_and_refinement.ipynb) | refining the flow from 8 pixels to the whole picture | [`refinement.py`](../minimodel/refinement.py) |
 # | [**8**](08_occlusion_gated_unet.ipynb) | painting what can't be fetched | [`generator.py`](../minimodel/generator.py) |
@@ -233,7 +234,7 @@ assert metrics.l1(wrong, D) > metrics.l1(S, D) > metrics.l1(by_package, D)
 #
 # The papers behind it: *Learning Motion Refinement for Unsupervised Face Animation* (below and everywhere: **MRFA**),
 # which notebooks 1 to 8 follow, and its ancestors, *Thin-Plate Spline Motion Model for Image Animation* (**TPSM**) among
-# them. Chapters that are not in this table (motion from landmarks, losses and metrics) are still being written.
+# them. Chapter 9, losses and metrics, is still being written.
 #
 # ## Exercises
 #

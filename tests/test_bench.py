@@ -26,7 +26,7 @@ def test_the_speed_of_convolutions_is_their_work_over_the_best_time(monkeypatch)
     assert convolution_speed(torch.device("cpu")) == pytest.approx(4 * 128 * 64 * 64 * 128 * 9)
 
 
-@pytest.mark.parametrize("system", ["mrfa", "fomm", "npmr", "tpsm"])
+@pytest.mark.parametrize("system", ["mrfa", "fomm", "npmr", "tpsm", "s2d"])
 def test_the_bench_runs_and_its_stages_do_not_overlap(system, capsys):
     results = bench(BenchConfig(presets=("tiny",), system=system, repeats=1))
     numbers = results["tiny"]
@@ -38,8 +38,10 @@ def test_the_bench_runs_and_its_stages_do_not_overlap(system, capsys):
     model = AnimationModel.from_preset("tiny", system=system).eval()
     image = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
-        total, spent = measure(model, lambda: model(image, image), 3)
-    expected = {"keypoints", "source features", "generator"}
+        points = module.random_landmarks(1, image.device)
+        told = dict(source_landmarks=points, driving_landmarks=points) if system == "s2d" else {}
+        total, spent = measure(model, lambda: model(image, image, **told), 3)
+    expected = {"generator"} | (set() if system == "s2d" else {"keypoints", "source features"})
     expected |= set() if system == "npmr" else {"coarse flow"}
     expected |= {"background"} if system == "tpsm" else set()
     expected |= {"structure", "projection", "refinement"} if system in ("mrfa", "npmr") else set()
@@ -48,7 +50,7 @@ def test_the_bench_runs_and_its_stages_do_not_overlap(system, capsys):
 
 
 def test_no_module_is_counted_twice():
-    for system in ("mrfa", "fomm", "npmr", "tpsm"):
+    for system in ("mrfa", "fomm", "npmr", "tpsm", "s2d"):
         model = AnimationModel.from_preset("tiny", system=system)
         # The generator's and the refiner's own forward don't run the modules named beside them.
         groups = {name: found for name, found in stages(model).items() if name not in ("generator", "refinement")}

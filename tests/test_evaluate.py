@@ -493,3 +493,24 @@ def test_a_strip_shows_some_clips(clips):
         assert torch.equal(picture[:, :64, left], clip.frames[0])
         assert torch.equal(picture[:, 66:130, left], clip.frames[16])
     assert strip(model, clips[:2]).shape == (3, 6 * 66, 2 * 66)
+
+
+def test_a_model_that_moves_by_landmarks_is_given_the_clips(features):
+    faces = synthetic.Faces(synthetic.sample_identities(1, 0), synthetic.sample_states(4, 0))
+    clip = synthetic_clip("a", faces, 64)
+    assert torch.allclose(clip.landmarks, synthetic.landmarks(faces))
+    torch.manual_seed(0)
+    model = AnimationModel.from_preset("tiny", system="s2d").eval()
+    seen = []
+    move = model.move
+    model.move = lambda source, motion: seen.append((source.motion.points, motion.points)) or move(source, motion)
+    scores = evaluate(model, [clip], features, batch=2)
+    assert all(torch.equal(source, clip.landmarks[:1]) for source, _ in seen)
+    assert torch.equal(torch.cat([driving for _, driving in seen]), clip.landmarks[1:])
+    assert scores.rows["model"].keys() == scores.rows["copy"].keys() | {"occlusion"}
+    seen.clear()
+    strip(model, [clip], rows=1)
+    assert torch.equal(seen[0][0], clip.landmarks[:1]) and torch.equal(seen[0][1], clip.landmarks[2:3])
+    # A film has none, and then a detector has to find them.
+    with pytest.raises(ValueError, match="no detector"):
+        evaluate(model, [TestClip("film", clip.frames)], features)

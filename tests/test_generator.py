@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from minimodel.generator import GatedUNet, InpaintingNetwork
+from minimodel.generator import GatedUNet, InpaintingNetwork, ResidualGenerator
 from minimodel.warping import warp
 
 SIZES = [(4, 4), (8, 8), (16, 16)]
@@ -74,3 +74,30 @@ def test_inpainting_uses_the_occlusion_of_every_scale():
     assert made.shape == (2, 3, 16, 16) and 0 <= made.min() <= made.max() <= 1
     made.square().sum().backward()
     assert all(occlusion.grad.any() for occlusion in occlusions)
+
+
+def residual(levels=2, scales=4):
+    torch.manual_seed(0)
+    sizes = dict(base=8, levels=levels, maximum=16, blocks=2, outer_kernel=3, norm="group")
+    return ResidualGenerator(**sizes, scales=scales)
+
+
+def test_the_residual_generator_sees_the_warped_source_and_its_flow():
+    generator, image, flow = residual(), torch.rand(2, 3, 16, 16), 0.1 * torch.randn(2, 2, 16, 16)
+    painted, mask = generator(image, flow)
+    assert painted.shape == (2, 3, 16, 16) and 0 <= painted.min() <= painted.max() <= 1
+    assert mask.shape == (2, 1, 16, 16) and (mask < 0).any() and mask.min() < mask.max()  # logits
+    for other in ((image, 2 * flow), (image.flip(3), flow)):
+        assert not torch.allclose(generator(*other)[0], painted) and not torch.allclose(generator(*other)[1], mask)
+
+
+def test_its_features_for_a_refinement_are_those_of_the_source_at_rest():
+    for levels, scales in ((2, 4), (2, 2), (1, 2)):
+        generator, image = residual(levels, scales), torch.rand(2, 3, 16, 16)
+        features = generator.encode(image)
+        assert [f.shape[-1] for f in features] == [16 >> level for level in reversed(range(scales))]
+        assert [f.shape[1] for f in features] == generator.feature_channels
+        first = generator.first(torch.cat([image, torch.zeros(2, 2, 16, 16)], 1))
+        assert torch.equal(features[-1], first)
+    features = residual().encode(image)
+    assert torch.allclose(features[0], torch.nn.functional.avg_pool2d(features[1], 2))  # none of its own that small

@@ -2,9 +2,13 @@ import torch
 from torch import nn
 
 from minimodel.losses import (
+    Discriminator,
+    adversarial_loss,
     background_loss,
+    discriminator_loss,
     equivariance_affine,
     equivariance_points,
+    parsing_loss,
     perceptual_loss,
     transformed_frame,
     warp_loss,
@@ -88,3 +92,77 @@ def test_warp_loss_sums_scales_and_moves_nothing_but_the_flow():
     assert all(flow.grad.any() for flow in flows) and all(x.grad is None for x in (*source, *driving))
     still = [torch.zeros_like(flow) for flow in flows]
     assert warp_loss(source, source, still) < 1e-6
+
+
+def maps(seed=0, size=12):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(4, (2, size, size), generator=generator)
+
+
+def test_the_parsing_loss_is_the_share_of_labels_that_disagree():
+    """Of whole pixels, which both modes move alike; counted one pixel at a time."""
+    source, driving = maps(0), maps(1)
+    steps = torch.tensor([[1, 0], [-2, 3]])  # pixels to the right and down, of each sample
+    flow = (steps * 2 / 12).view(2, 2, 1, 1).expand(-1, -1, 12, 12)
+    wrong = 0
+    for sample, (x, y) in enumerate(steps.tolist()):
+        for i in range(12):
+            for j in range(12):
+                row, column = min(max(i + y, 0), 11), min(max(j + x, 0), 11)
+                wrong += bool(source[sample, row, column] != driving[sample, i, j])
+    for mode in ("nearest", "bilinear"):
+        assert torch.allclose(parsing_loss(source, flow, driving, mode=mode), torch.tensor(wrong / 288), atol=1e-5)
+
+
+def test_the_papers_parsing_loss_has_no_gradient_and_ours_leads_home():
+    """A square that has moved two pixels to the right and one up."""
+    source = torch.zeros(1, 16, 16, dtype=torch.long)
+    source[:, 5:11, 5:11] = 1
+    driving = source.roll((-1, 2), (1, 2))
+    truth = torch.tensor([-2.0, 1.0]).view(1, 2, 1, 1) * 2 / 16
+    slopes = {}
+    for mode in ("nearest", "bilinear"):
+        shift = (0.6 * truth).requires_grad_()
+        loss = parsing_loss(source, shift.expand(-1, -1, 16, 16), driving, mode=mode)
+        assert loss > 0
+        loss.backward()
+        slopes[mode] = shift.grad.flatten()
+    assert not slopes["nearest"].any()
+    assert (slopes["bilinear"] * truth.flatten() < 0).all()  # downhill is towards the truth, along both axes
+    shift = torch.zeros_like(truth)
+    for _ in range(60):
+        shift.requires_grad_()
+        loss = parsing_loss(source, shift.expand(-1, -1, 16, 16), driving)
+        shift = shift.detach() - 0.02 * torch.autograd.grad(loss, shift)[0].sign() * loss.detach().sqrt()
+    assert ((shift - truth).abs() * 8).max() < 0.2  # pixels
+
+
+def test_the_bilinear_parsing_loss_has_the_gradient_that_differences_give():
+    source, driving = maps(2, 8), maps(3, 8)
+    flow = 0.1 * torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda f: parsing_loss(source, f, driving), flow.requires_grad_(), eps=1e-7)
+
+
+def test_least_squares_scores():
+    real, made = torch.tensor([[1.0, 0.5]]), torch.tensor([[0.0, 0.5]])
+    assert discriminator_loss(real, made) == 0.125 + 0.125  # Eq. 5
+    assert adversarial_loss(made) == (1 + 0.25) / 2  # Eq. 6
+    assert discriminator_loss(torch.ones(2), torch.zeros(2)) == 0 and adversarial_loss(torch.ones(2)) == 0
+
+
+def test_the_discriminator_scores_patches_and_its_gradient_tells_real_from_made():
+    torch.manual_seed(0)
+    network = Discriminator(base=4, levels=2)
+    real, made = torch.rand(4, 3, 16, 16), torch.rand(4, 3, 16, 16).mean(3, keepdim=True).expand(-1, -1, -1, 16)
+    assert network(real).shape == (4, 1, 4, 4)
+    before = discriminator_loss(network(real), network(made))
+    for _ in range(30):
+        loss = discriminator_loss(network(real), network(made))
+        for parameter, slope in zip(network.parameters(), torch.autograd.grad(loss, list(network.parameters()))):
+            parameter.data -= 0.05 * slope
+    assert loss < before / 2
+    # What the generator is then told makes the made picture more like a real one to the discriminator.
+    made = made.clone().requires_grad_()
+    slope = torch.autograd.grad(adversarial_loss(network(made)), made)[0]
+    better = made - 0.1 * slope / slope.norm() * made.numel() ** 0.5
+    assert adversarial_loss(network(better)) < adversarial_loss(network(made))

@@ -104,12 +104,8 @@ def test_bfloat16_keeps_flows_in_full_precision():
 
 @pytest.mark.parametrize("prior, refine, generator", COMBINATIONS)
 def test_every_parameter_of_every_combination_gets_a_gradient(prior, refine, generator):
-    model = tiny(prior=prior, refine=refine, generator=generator).train()
-    for name, parameter in model.named_parameters():
-        # These start at zero, which would stop it there.
-        if name.endswith("head.2.weight") or name == "prior.background.network.head.weight":
-            torch.nn.init.normal_(parameter, std=0.01)
-    output = model(*pair())
+    model = listening(tiny(prior=prior, refine=refine, generator=generator).train())
+    output = model(pair()[0], **told()) if prior == "landmarks" else model(*pair())
     assert output.image.shape == (2, 3, 64, 64) and len(output.flows) == len(output.occlusions) == 5
     output.image.square().mean().backward()
     missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
@@ -302,3 +298,135 @@ def test_a_truncated_file_is_refused(tmp_path):
 def test_configurations_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         PRESETS["tiny"].points = 3
+
+
+# ------------------------------------------------------------------------------------------------ moved by landmarks
+
+BY_LANDMARKS = [dict(system="s2d"), dict(system="s2d", refine=True), dict(system="mrfa", prior="landmarks")]
+
+
+def landmarks(batch=2):
+    generator = torch.Generator().manual_seed(1)
+    source = torch.rand(batch, 74, 2, generator=generator) - 0.5
+    return source, source + 0.1 * torch.randn(batch, 74, 2, generator=generator)
+
+
+def told(batch=2):
+    return dict(zip(("source_landmarks", "driving_landmarks"), landmarks(batch)))
+
+
+def listening(model):
+    """Heads that start at zero would hide what is behind them."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(("head.2.weight", "flow_head.weight", "background.network.head.weight")):
+            torch.nn.init.normal_(parameter, std=0.01)
+    return model
+
+
+@pytest.mark.parametrize("options", BY_LANDMARKS)
+@torch.no_grad()
+def test_landmarks_alone_move_a_source(options):
+    model = listening(tiny(**options))
+    output = model(pair()[0], **told())
+    assert output.image.shape == (2, 3, 64, 64) and 0 <= output.image.min() <= output.image.max() <= 1
+    assert [flow.shape[-1] for flow in output.flows] == [64, 8, 16, 32, 64]
+    assert torch.equal(output.flows[0], output.coarse.flow)
+    assert output.coarse.masks.shape == (2, 4, 64, 64)  # the global branch and three local ones
+    assert (output.correlation is None) == (not model.config.refine)
+    # The source is encoded once, and landmarks that stay move nothing but what refinement adds.
+    state = model.encode_source(pair()[0][:1], landmarks=landmarks()[0][:1])
+    frames = model.render(state, model.encode_driving(landmarks=landmarks()[1])).image
+    expected = model(
+        *[x[:1].expand(2, *x.shape[1:]) for x in pair()[:1]],
+        source_landmarks=landmarks()[0][:1].expand(2, -1, -1),
+        driving_landmarks=landmarks()[1],
+    ).image
+    assert torch.allclose(frames, expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_equation_2_of_s2d():
+    """T = E (1 - M) + R M with M by the generator alone; `Output` says it as an occlusion."""
+    model = listening(tiny(system="s2d"))
+    output = model(pair()[0], **told())
+    assert torch.allclose(output.warped_source, warp(pair()[0], output.flows[-1]))
+    painted, mask = model.generator(output.warped_source, output.flows[-1])
+    mask = torch.sigmoid(mask)
+    assert torch.allclose(output.painted, painted)
+    assert torch.allclose(output.image, output.warped_source * (1 - mask) + painted * mask, atol=1e-6)
+    assert torch.allclose(torch.sigmoid(output.occlusions[-1]), 1 - mask, atol=1e-6)
+    assert not output.coarse.occlusion.any()
+
+
+@torch.no_grad()
+def test_landmarks_feed_the_structure_correlation():
+    model = tiny(system="mrfa", prior="landmarks")
+    source, driving = landmarks()
+    state = model.encode_source(pair()[0], landmarks=source)
+    assert torch.equal(state.motion.points, source)
+    one, other = (model.structure(state.structure, model.encode_driving(landmarks=x)) for x in (source, driving))
+    assert one.volume().shape == other.volume().shape == (2, 32, 32, 32, 32)
+    assert not torch.allclose(one.volume(), other.volume())
+
+
+@pytest.mark.parametrize(
+    "switch, named", [("adain", ".norm."), ("add_motion", ".add_motion."), ("local_motion", ".local.")]
+)
+def test_the_switches_of_s2d_table_4_change_what_they_name_and_nothing_else(switch, named):
+    full = {name: p.shape for name, p in tiny(system="s2d").named_parameters()}
+    other = {name: p.shape for name, p in tiny(system="s2d", **{switch: False}).named_parameters()}
+    different = {name for name in full.keys() | other.keys() if full.get(name) != other.get(name)}
+    assert different and all(name.startswith("prior.motion.") and named in name for name in different)
+
+
+@torch.no_grad()
+def test_other_sizes_work_with_landmarks_and_wrong_ones_name_the_nearest():
+    model = tiny(system="s2d")
+    for height, width in ((96, 96), (128, 64), (32, 48)):
+        assert model(torch.rand(2, 3, height, width), **told()).image.shape[-2:] == (height, width)
+    with pytest.raises(ValueError, match=r"60 x 64.*multiples of 16.*48 or 64"):
+        model(torch.rand(2, 3, 60, 64), **told())
+
+
+class Finder(torch.nn.Module):
+    """A detector that finds the same face everywhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.points = torch.nn.Parameter(landmarks(1)[0])
+
+    def forward(self, image):
+        return self.points.expand(len(image), -1, -1)
+
+
+@torch.no_grad()
+def test_a_detector_can_be_lent_and_its_weights_stay_its_own(tmp_path):
+    model = tiny(system="s2d")
+    with pytest.raises(ValueError, match=r"no detector.*use_detector"):
+        model(*pair())
+    model.prior.use_detector(Finder())
+    assert torch.equal(model.encode_driving(pair()[1]).points, landmarks(1)[0].expand(2, -1, -1))
+    same = landmarks(1)[0].expand(2, -1, -1)
+    expected = model(pair()[0], source_landmarks=same, driving_landmarks=same).image
+    assert torch.equal(model(*pair()).image, expected)
+    model.save(tmp_path / "model.safetensors")
+    loaded = AnimationModel.load(tmp_path / "model.safetensors")
+    assert loaded.config == model.config and loaded.state_dict().keys() == tiny(system="s2d").state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: tiny(system="s2d", points=10), "points is 10: the prior 'landmarks' has 74"),
+        (lambda: tiny().encode_driving(landmarks=landmarks()[0]), "landmarks given to a model with the prior 'affine'"),
+        (lambda: tiny(system="s2d").encode_driving(), "neither an image nor landmarks"),
+    ],
+)
+def test_landmarks_in_the_wrong_place_are_named(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_weights_saved_before_there_were_landmarks_still_load():
+    text = AnimationModel.load("tiny").config.to_json()
+    assert Config.from_json(text).prior == "affine"

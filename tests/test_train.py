@@ -23,6 +23,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from minimodel import evaluate as evaluate_module
 from minimodel import train as module
 from minimodel.data import synthetic
 from minimodel.data.video import VideoWriter
@@ -708,3 +709,63 @@ def test_a_clip_of_one_frame_cannot_be_trained_on(tmp_path, clips):
 
 if __name__ == "__main__":
     globals()[sys.argv[1]](*map(Path, sys.argv[2:]))
+
+
+# ---------------------------------------------------------------------------------------------------- with landmarks
+
+
+def by_landmarks(output, **options):
+    return TrainConfig(output, system="s2d", evaluate_minutes=NEVER, **dict(batch=4, steps=2) | options)
+
+
+S2D_SIZES = SIZES | dict(
+    residual=HourglassSizes(8, 1, 16),
+    residual_blocks=1,
+    whole_branch=HourglassSizes(8, 2, 16),
+    local_branch=HourglassSizes(8, 1, 16),
+)
+del S2D_SIZES["points"]
+
+
+def test_landmarks_and_parts_belong_to_the_pictures(tmp_path):
+    """Each slot's are those of its own two frames, in both directions of a pair."""
+    item = PairStream(by_landmarks(tmp_path), 32, torch.device("cpu"), labels=True)[3]
+    generator = module.step_generator(0, 3)
+    module.random_transforms(4, generator)
+    one, other = synthetic.sample_pairs(2, generator)
+    for slot in range(4):
+        faces = (one, other) if slot % 2 == 0 else (other, one)
+        for frame, face in zip(("source", "driving"), faces):
+            face = face[slot // 2]
+            assert torch.allclose(item[frame][slot], synthetic.render(face, 32)[0], atol=1e-5)
+            assert torch.allclose(item[f"{frame}_landmarks"][slot], synthetic.landmarks(face)[0], atol=1e-5)
+            assert (item[f"{frame}_parts"][slot] == synthetic.parsing(face, 32)[0]).float().mean() > 0.999
+    plain = PairStream(by_landmarks(tmp_path), 32, torch.device("cpu"))[3]
+    assert plain.keys() == item.keys() - set(module.LABELS)
+    assert all(torch.equal(plain[name], item[name]) for name in plain)
+    shares = [PairStream(by_landmarks(tmp_path), 32, torch.device("cpu"), share=(n, 2), labels=True)[3] for n in (0, 1)]
+    for name in item:
+        assert torch.equal(torch.cat([share[name] for share in shares]), item[name])
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_a_model_moved_by_landmarks_trains(tmp_path, monkeypatch, refine):
+    faces = synthetic.Faces(synthetic.sample_identities(1, 0), synthetic.sample_states(3, 0))
+    clips = [evaluate_module.synthetic_clip("a", faces, 32)]
+    monkeypatch.setattr(module, "load_evaluation", lambda name, size: clips)
+    train(by_landmarks(tmp_path / "run", refine=refine, motion_steps=1), **S2D_SIZES)
+    logged = lines(tmp_path / "run")
+    assert logged[0].keys() >= {"perceptual", "painted", "parsing"}
+    assert logged[1].keys() >= {"moved", "parsing"} | ({"coarse"} if refine else set())
+    assert "points" not in logged[0] and all(math.isfinite(line["loss"]) for line in logged)
+    assert 0 < logged[0]["parsing"] / TrainConfig(tmp_path).loss.parsing < 1
+    assert len(lines(tmp_path / "run", "evaluation")) == 1
+    assert AnimationModel.load(tmp_path / "run" / "model.safetensors").config.prior == "landmarks"
+
+
+def test_where_there_are_no_landmarks_a_model_that_needs_them_is_not_trained(tmp_path, clips):
+    with pytest.raises(ValueError, match="only 'synthetic'"):
+        train(by_landmarks(tmp_path / "a", data=(str(clips),), evaluate=("synthetic",)), **S2D_SIZES)
+    with pytest.raises(ValueError, match="'synthetic' only"):
+        train(by_landmarks(tmp_path / "b", evaluate=(str(clips),)), **S2D_SIZES)
+    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()

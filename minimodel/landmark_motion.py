@@ -1,0 +1,264 @@
+"""From 74 landmarks to a dense flow: AdaIN, Add_Motion, one global branch and three local ones (S2D section 3.2).
+
+A branch never sees the driving frame. It looks at the source, or at a box of it, and two vectors of coordinates tell it
+where the landmarks are in the source and where they should come to.
+
+Notebook: ``notebooks/05_landmark_motion.ipynb``.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from minimodel.affine import combine
+from minimodel.dense_motion import CoarseMotion
+from minimodel.warping import full_precision, identity_grid, resize_flow
+
+LANDMARKS = 74  # the 68 iBUG points, two pupils, four middles of eyelids
+# What each local branch is told: an eye with its brow, pupil and lid middles, or the lips. Right is the subject's.
+REGIONS = {
+    "right eye": (*range(17, 22), *range(36, 42), 68, 70, 71),
+    "left eye": (*range(22, 27), *range(42, 48), 69, 72, 73),
+    "mouth": tuple(range(48, 68)),
+}
+BOX = 0.25  # side of a local branch's box in sides of the picture: 64 of 256 pixels
+
+
+def adain(
+    x: Float[Tensor, "b c h w"], scale: Float[Tensor, "b c"], shift: Float[Tensor, "b c"], *, eps: float = 1e-5
+) -> Float[Tensor, "b c h w"]:
+    """Every channel of every sample gets the standard deviation ``scale`` and the mean ``shift`` (S2D section 3.2)."""
+    return F.instance_norm(x, eps=eps) * scale[:, :, None, None] + shift[:, :, None, None]
+
+
+class AdaIN(nn.Module):
+    """`adain` whose statistics a fully connected layer reads from a landmark vector; ``vector`` is its length."""
+
+    def __init__(self, channels: int, vector: int):
+        super().__init__()
+        self.statistics = nn.Linear(vector, 2 * channels)
+        self.statistics.bias.data = torch.cat([torch.ones(channels), torch.zeros(channels)])
+
+    def forward(self, x: Float[Tensor, "b c h w"], landmarks: Float[Tensor, "b n"]) -> Float[Tensor, "b c h w"]:
+        scale, shift = self.statistics(landmarks).chunk(2, dim=1)
+        return adain(x, scale, shift)
+
+
+class FixedStatistics(nn.Module):
+    """What stands in AdaIN's place without it: the same normalisation, with one set of statistics for all faces."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(channels, affine=True)
+
+    def forward(self, x: Float[Tensor, "b c h w"], landmarks: Float[Tensor, "b n"]) -> Float[Tensor, "b c h w"]:
+        return self.norm(x)
+
+
+class AddMotion(nn.Module):
+    """x + W (D - S): how far each landmark moves, through a fully connected layer, added to hidden features.
+
+    The layer's output is a map of ``side`` x ``side`` places, brought to the size of x: a jaw that drops says something
+    about the lower half. One number a channel for all places would be lost in the next normalisation.
+    """
+
+    gain = 10.0  # landmarks move by tenths, a pupil by less: without it the layer learns as much more slowly
+
+    def __init__(self, channels: int, vector: int, side: int):
+        super().__init__()
+        self.layer = nn.Linear(vector, channels * side**2, bias=False)  # no motion adds nothing
+        self.side = side
+
+    def forward(self, x: Float[Tensor, "b c h w"], difference: Float[Tensor, "b n"]) -> Float[Tensor, "b c h w"]:
+        added = rearrange(self.layer(self.gain * difference), "b (c i j) -> b c i j", i=self.side, j=self.side)
+        return x + resize_flow(added, tuple(x.shape[-2:]))
+
+
+class AdaptiveBlock(nn.Module):
+    """3x3 convolution, AdaIN, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, vector: int, *, adain: bool):
+        super().__init__()
+        self.convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.norm = AdaIN(outputs, vector) if adain else FixedStatistics(outputs)
+
+    def forward(self, x: Float[Tensor, "b c h w"], landmarks: Float[Tensor, "b n"]) -> Float[Tensor, "b d h w"]:
+        return F.relu(self.norm(self.convolution(x), landmarks))
+
+
+class MotionBranch(nn.Module):
+    """A picture and two landmark vectors -> a flow, and one logit a pixel (a local branch's mask, or occlusion).
+
+    An hourglass whose way down is told about the source's landmarks and whose way up about the driving ones, both by
+    AdaIN; Add_Motion joins in at the lowest level and after every step up. ``side`` is the lowest level's at the size
+    that the branch is trained at.
+    """
+
+    unit = 0.1  # of the flow head's output, in sides: a pixel is a small number, which one step of Adam would jump over
+
+    def __init__(
+        self,
+        landmarks: int,
+        *,
+        base: int,
+        levels: int,
+        maximum: int,
+        side: int,
+        with_logit: bool = True,
+        adain: bool = True,
+        add_motion: bool = True,
+    ):
+        super().__init__()
+        vector = 2 * landmarks
+        widths = [3] + [min(maximum, base * 2 ** (level + 1)) for level in range(levels)]
+        ups = [min(maximum, base * 2**level) for level in reversed(range(levels))]
+        self.down = nn.ModuleList(AdaptiveBlock(widths[i], widths[i + 1], vector, adain=adain) for i in range(levels))
+        inputs = [widths[-1]] + [up + skip for up, skip in zip(ups, widths[-2:0:-1])]
+        self.up = nn.ModuleList(AdaptiveBlock(i, o, vector, adain=adain) for i, o in zip(inputs, ups, strict=True))
+        moving = [widths[-1], *ups] if add_motion else []
+        self.add_motion = nn.ModuleList(AddMotion(channels, vector, side) for channels in moving)
+        self.flow_head = nn.Conv2d(ups[-1] + 3, 2, 3, padding=1)
+        nn.init.zeros_(self.flow_head.weight)  # training begins with a face that stands still
+        nn.init.zeros_(self.flow_head.bias)
+        self.logit_head = nn.Conv2d(ups[-1] + 3, 1, 3, padding=1) if with_logit else None
+
+    def forward(
+        self,
+        image: Float[Tensor, "b 3 h w"],
+        source_landmarks: Float[Tensor, "b k 2"],
+        driving_landmarks: Float[Tensor, "b k 2"],
+    ) -> tuple[Float[Tensor, "b 2 h w"], Float[Tensor, "b 1 h w"] | None]:
+        source, driving = source_landmarks.flatten(1), driving_landmarks.flatten(1)
+        skips = [image]
+        for block in self.down:
+            skips.append(F.avg_pool2d(block(skips[-1], source), 2))
+        x = self._moved(skips.pop(), 0, driving - source)
+        for level, block in enumerate(self.up):
+            x = self._moved(
+                block(F.interpolate(x, scale_factor=2, mode="nearest"), driving), level + 1, driving - source
+            )
+            x = torch.cat([x, skips.pop()], dim=1)
+        return self.unit * self.flow_head(x).float(), None if self.logit_head is None else self.logit_head(x).float()
+
+    def _moved(self, x: Tensor, number: int, difference: Tensor) -> Tensor:
+        return self.add_motion[number](x, difference) if self.add_motion else x
+
+
+def centres(landmarks: Float[Tensor, "b 74 2"]) -> Float[Tensor, "b 3 2"]:
+    """Where the boxes of `REGIONS` have their centres: the mean of each region's landmarks."""
+    return torch.stack([landmarks[:, list(region)].mean(1) for region in REGIONS.values()], dim=1)
+
+
+def in_box(points: Float[Tensor, "b k 2"], centre: Float[Tensor, "b 2"]) -> Float[Tensor, "b k 2"]:
+    """Positions in the picture -> in the box around ``centre``, which spans [-1, 1] as the picture does."""
+    return (points - centre[:, None]) / BOX
+
+
+@full_precision
+def crop(image: Float[Tensor, "b c height width"], centre: Float[Tensor, "b 2"]) -> Float[Tensor, "b c h w"]:
+    """What the box around ``centre`` shows, a quarter of the picture's sides; beyond the picture its edge repeats.
+
+    Pixels of the box need not be pixels of the picture: the centre isn't rounded, so that it has a gradient and nothing
+    jumps from frame to frame.
+    """
+    height, width = image.shape[-2:]
+    grid = identity_grid(round(BOX * height), round(BOX * width), device=image.device)
+    grid = centre[:, None, None] + BOX * grid.permute(1, 2, 0)
+    return F.grid_sample(image.float(), grid, padding_mode="border", align_corners=False)
+
+
+@full_precision
+def put_together(
+    global_flow: Float[Tensor, "b 2 height width"],
+    local_flows: Float[Tensor, "b n 2 h w"],
+    local_masks: Float[Tensor, "b n h w"],
+    source_centres: Float[Tensor, "b n 2"],
+    driving_centres: Float[Tensor, "b n 2"],
+) -> tuple[
+    Float[Tensor, "b 2 height width"], Float[Tensor, "b n+1 2 height width"], Float[Tensor, "b n+1 height width"]
+]:
+    """F = f_G (1 - m_i) + f^_i m_i inside box i, f_G elsewhere (S2D Eq. 3) -> F, and the flows and masks it's mixed of
+    (`minimodel.affine.combine`), the global ones first.
+
+    ``local_flows`` lead from the driving box to the source's, in units of boxes; ``local_masks`` lie in [0, 1]. In the
+    picture's units a local flow is scaled by the box's size and shifted by how far the box itself has moved:
+    f^_i(p) = c_S - c_D + f_i((p - c_D) / s) * s.
+
+    Where boxes overlap, which Eq. 3 leaves open, masks that sum to more than 1 are divided by their sum.
+    """
+    height, width = global_flow.shape[-2:]
+    count = local_flows.shape[1]
+    grid = identity_grid(height, width, device=global_flow.device, dtype=global_flow.dtype).permute(1, 2, 0)
+    places = (grid - driving_centres[:, :, None, None]) / BOX
+    inside = (places.abs() <= 1).all(-1)
+    local = torch.cat([local_flows, local_masks[:, :, None]], dim=2).to(global_flow)
+    local = F.grid_sample(
+        rearrange(local, "b n c h w -> (b n) c h w"),
+        rearrange(places, "b n h w c -> (b n) h w c"),
+        padding_mode="border",
+        align_corners=False,
+    )
+    local = rearrange(local, "(b n) c h w -> b n c h w", n=count)
+    flows = (source_centres - driving_centres)[..., None, None] + BOX * local[:, :, :2]
+    masks = local[:, :, 2] * inside
+    masks = masks / masks.sum(1, keepdim=True).clamp_min(1)
+    flows = torch.cat([global_flow[:, None], flows], dim=1)
+    masks = torch.cat([1 - masks.sum(1, keepdim=True), masks], dim=1)
+    return combine(flows, masks), flows, masks
+
+
+class LandmarkMotion(nn.Module):
+    """Source and the landmarks of both frames -> the dense flow of Eq. 3, as large as the picture.
+
+    The global branch sees the picture at 1 / ``scale`` of its side. ``with_occlusion`` gives it a second output for
+    generators that gate; otherwise the occlusion is 0 everywhere. ``adain``, ``add_motion`` and ``local_motion`` switch
+    off one part each, for the paper's Table 4. ``size`` is the side of the pictures that it is trained at.
+    """
+
+    def __init__(
+        self,
+        *,
+        whole: dict[str, int],
+        local: dict[str, int],
+        size: int,
+        scale: int = 1,
+        with_occlusion: bool = True,
+        adain: bool = True,
+        add_motion: bool = True,
+        local_motion: bool = True,
+    ):
+        super().__init__()
+        switches = dict(adain=adain, add_motion=add_motion)
+        side = size // scale // 2 ** whole["levels"]
+        self.scale = scale
+        self.whole = MotionBranch(LANDMARKS, **whole, side=side, with_logit=with_occlusion, **switches)
+        side = round(BOX * size) // 2 ** local["levels"]
+        self.local = nn.ModuleList(
+            MotionBranch(len(region), **local, side=side, **switches) for region in REGIONS.values() if local_motion
+        )
+
+    def forward(
+        self,
+        source: Float[Tensor, "b 3 h w"],
+        source_landmarks: Float[Tensor, "b 74 2"],
+        driving_landmarks: Float[Tensor, "b 74 2"],
+    ) -> CoarseMotion:
+        size = tuple(source.shape[-2:])
+        small = F.avg_pool2d(source, self.scale)
+        flow, occlusion = self.whole(small, source_landmarks, driving_landmarks)
+        flow = resize_flow(flow, size)
+        occlusion = torch.zeros_like(flow[:, :1]) if occlusion is None else resize_flow(occlusion, size)
+        if not self.local:
+            return CoarseMotion(flow, occlusion)
+        boxes = centres(source_landmarks), centres(driving_landmarks)
+        flows, masks = [], []
+        for number, (branch, region) in enumerate(zip(self.local, REGIONS.values(), strict=True)):
+            start, end = (box[:, number] for box in boxes)
+            told = in_box(source_landmarks[:, list(region)], start), in_box(driving_landmarks[:, list(region)], end)
+            local_flow, logit = branch(crop(source, start), *told)
+            flows.append(local_flow)
+            masks.append(torch.sigmoid(logit[:, 0]))
+        flow, flows, masks = put_together(flow, torch.stack(flows, 1), torch.stack(masks, 1), *boxes)
+        return CoarseMotion(flow, occlusion, masks, flows)
