@@ -164,7 +164,7 @@ def convolution_speed(device: torch.device) -> float:
 
 
 def time_training(model: AnimationModel, source: torch.Tensor, driving: torch.Tensor, repeats: int) -> float:
-    """Median seconds of a step that trains all: losses, gradients and Adam. Steps of motion alone cost a third."""
+    """Median seconds of a step that trains all: losses, gradients and Adam. Steps of motion alone cost less."""
     features = load_features(PRESET_FEATURES[model.config.preset]).to(source.device)
     step = TrainingStep(model.train(), features, Weights())
     optimizer = torch.optim.Adam(model.parameters())

@@ -123,7 +123,8 @@ class TrainConfig:
     augmentation: Augmentation = Augmentation()
     """... by this much."""
     motion_steps: int = 2
-    """Steps that train motion alone, after each step that trains all; each takes a third of that one's time."""
+    """Steps that train motion alone, after each step that trains all: they spare themselves the generator, and take a
+    third of that one's time, or with refinement three quarters."""
     average: float = 0.999
     """Decay of the moving average of weights that is evaluated and saved; 0 for none."""
     evaluate_minutes: float = 5.0

@@ -108,9 +108,8 @@ show.pictures({"": torch.cat([S[:1], *(i[:1] for i in shown.values()), D[:1]])},
 # %% [markdown]
 # (The numbers are steps.) The loop works. `minimodel.train.train` is the same loop, plus what a real run needs:
 # thousands of pairs, a moving average of the weights, checkpoints that a power cut can't damage, several GPUs. And one
-# thing to save time: two steps of three train *motion alone*. They compare $D$ with the source as the coarse flow moves
-# it, and spare themselves the refinement and the generator, which are two thirds of the work and can't be better than
-# the points that they are given.
+# thing to save time: two steps of three train *motion alone*. They compare $D$ with the source as the coarse flow and the
+# refined one move it, and spare themselves the generator, which can't be better than the flows that it is given.
 #
 # ## Train
 #
