@@ -13,7 +13,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from minimodel.features import load_features
 from minimodel.landmark_motion import LANDMARKS
@@ -29,7 +29,9 @@ class BenchConfig:
     presets: tuple[str, ...] = ("tiny", "small", "paper")
     """Which presets."""
     system: str = "mrfa"
-    """Which system: mrfa, fomm, npmr or tpsm."""
+    """Which system: mrfa, fomm, npmr, tpsm or s2d."""
+    prior: str | None = None
+    """Replaces the system's prior: affine, tps, tokens, landmarks or none."""
     batch: int = 1
     """Pairs of a training step; rendering is timed frame by frame."""
     repeats: int = 3
@@ -44,7 +46,7 @@ def bench(config: BenchConfig) -> dict[str, dict[str, float]]:
     results = {}
     for preset in config.presets:
         torch.manual_seed(0)
-        model = AnimationModel.from_preset(preset, system=config.system).eval()
+        model = AnimationModel.from_preset(preset, system=config.system, prior=config.prior).eval()
         model = model.to(device, memory_format=torch.channels_last)
         size = model.config.image_size
         source, driving = torch.rand(2, config.batch, 3, size, size, device=device)
@@ -61,7 +63,8 @@ def bench(config: BenchConfig) -> dict[str, dict[str, float]]:
         results[preset] = dict(
             source=per_source, frame=per_frame, pair=per_pair, work=work, ratio=per_frame * speed / work
         )
-        print(f"\n{preset}, {config.system}, {size} x {size}")
+        prior = f" with prior {config.prior}" if config.prior else ""
+        print(f"\n{preset}, {config.system}{prior}, {size} x {size}")
         print(f"  a source         {per_source:8.3f} s   {shares(source_stages, per_source)}")
         print(f"  a driving frame  {per_frame:8.3f} s   {shares(frame_stages, per_frame)}")
         print(f"  a training pair  {per_pair:8.3f} s   with batches of {config.batch}")
@@ -145,9 +148,20 @@ def shares(spent: dict[str, float], total: float) -> str:
 
 
 def multiply_adds(run: Callable[[], object]) -> int:
-    """Multiply-adds of the convolutions and matrix products in ``run``."""
-    with FlopCounterMode(display=False) as counter:
-        run()
+    """Multiply-adds of the convolutions and matrix products in ``run``, those of attention among them."""
+
+    # Torch's counter doesn't know attention on a CPU, nor the one piece that an evaluated transformer layer becomes.
+    def attention(query: torch.Size, key: torch.Size, value: torch.Size, *_, **__) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    in_one_piece = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False, custom_mapping=known) as counter:
+            run()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(in_one_piece)
     return counter.get_total_flops() // 2
 
 

@@ -5,6 +5,7 @@ Notebook: ``notebooks/11_train_a_full_model.ipynb``.
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,9 +24,10 @@ from minimodel.keypoints import BackgroundPredictor, KeypointDetector, SplineDet
 from minimodel.landmark_motion import LANDMARKS, LandmarkMotion
 from minimodel.refinement import MotionRefiner, UpdaterWidths
 from minimodel.saving import find_weights, make_metadata, read_metadata, write_weights
+from minimodel.tokens import TokenDetector
 from minimodel.warping import resize_flow, warp
 
-PRIORS = ("affine", "tps", "landmarks", "none")
+PRIORS = ("affine", "tps", "tokens", "landmarks", "none")
 GENERATORS = ("unet", "inpainting", "residual")
 SYSTEMS = {
     "fomm": dict(prior="affine", refine=False, generator="unet"),
@@ -52,6 +54,17 @@ class ResNetSizes:
 
 
 @dataclass(frozen=True)
+class TokenSizes:
+    base: int  # of the trunk
+    blocks: int
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    ratio: int  # of the hidden layer's width
+
+
+@dataclass(frozen=True)
 class Config:
     """All sizes of a model; saved with its weights. The defaults are the published ones of the `paper` preset."""
 
@@ -69,6 +82,7 @@ class Config:
     spline_points: int = 5
     regularisation: float = 0.01  # of the splines
     spline_detector: ResNetSizes = ResNetSizes(64, 4, 2, pool=True)  # and the background predictor
+    tokens: TokenSizes = TokenSizes(base=32, blocks=4, patch=4, width=192, depth=12, heads=8, ratio=3)
     dense_motion: HourglassSizes = HourglassSizes(64, 5, 1024)
     structure: HourglassSizes = HourglassSizes(32, 5, 512)
     structure_features: int = 256
@@ -97,7 +111,7 @@ class Config:
         values = json.loads(text)
         # Files written before a field was there don't have it.
         for name, default in vars(cls()).items():
-            if isinstance(default, HourglassSizes | ResNetSizes) and name in values:
+            if isinstance(default, HourglassSizes | ResNetSizes | TokenSizes) and name in values:
                 values[name] = type(default)(**values[name])
         widths = {name: tuple(w) if isinstance(w, list) else w for name, w in values["updater"].items()}
         return cls(**values | {"updater": UpdaterWidths(**widths)})
@@ -115,6 +129,7 @@ PRESETS = {
         folded=True,
         detector=HourglassSizes(24, 3, 96),
         spline_detector=ResNetSizes(16, 4, 1, pool=False),
+        tokens=TokenSizes(base=24, blocks=2, patch=2, width=96, depth=4, heads=4, ratio=2),
         dense_motion=HourglassSizes(24, 3, 96),
         structure=HourglassSizes(16, 3, 64),
         structure_features=32,
@@ -134,6 +149,7 @@ PRESETS = {
         coarse_scale=4,
         detector=HourglassSizes(32, 4, 256),
         spline_detector=ResNetSizes(32, 4, 2, pool=False),
+        tokens=TokenSizes(base=32, blocks=2, patch=2, width=128, depth=6, heads=4, ratio=3),
         dense_motion=HourglassSizes(32, 4, 256),
         structure=HourglassSizes(32, 4, 256),
         structure_features=64,
@@ -199,12 +215,18 @@ class Output(Stages):
 
 
 class AffinePrior(nn.Module):
-    """Points and affine matrices, and the flow that their parts combine to (MRFA section 3.1)."""
+    """Points and affine matrices, and the flow that their parts combine to (MRFA section 3.1).
+
+    The priors "affine" and "tokens" differ in who finds them: an hourglass or a transformer.
+    """
 
     def __init__(self, config: Config):
         super().__init__()
         self.scale = config.coarse_scale
-        self.detector = _detector(config, with_affine=True)
+        if config.prior == "tokens":
+            self.detector = TokenDetector(config.points, **dataclasses.asdict(config.tokens), norm=config.norm)
+        else:
+            self.detector = _detector(config, with_affine=True)
         self.dense_motion = _dense_motion(config)
 
     def detect(self, image: Tensor) -> Motion:
@@ -377,8 +399,8 @@ class AnimationModel(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        priors = {"affine": AffinePrior, "tps": SplinePrior, "landmarks": LandmarkPrior, "none": NoPrior}
-        self.prior = priors[config.prior](config)
+        priors = {"affine": AffinePrior, "tokens": AffinePrior, "tps": SplinePrior, "landmarks": LandmarkPrior}
+        self.prior = (priors | {"none": NoPrior})[config.prior](config)
         shared = dict(outer_kernel=config.head_kernel, norm=config.norm)
         if config.generator == "residual":
             sizes = dict(blocks=config.residual_blocks, scales=config.unet.levels + 1)
@@ -525,11 +547,15 @@ class AnimationModel(nn.Module):
     def check_size(self, height: int, width: int) -> None:
         """Raise a ValueError that names the nearest sizes if the networks can't take this one."""
         c = self.config
-        own = {"affine": [c.detector, c.dense_motion], "tps": [c.dense_motion], "landmarks": [], "none": [c.detector]}
-        coarse = [c.coarse_scale * 2**sizes.levels for sizes in own[c.prior] + [c.structure] * c.refine]
+        own = {"affine": [c.detector, c.dense_motion], "tps": [c.dense_motion], "tokens": [c.dense_motion]}
+        own |= {"landmarks": [], "none": [c.detector]}
+        steps = [c.coarse_scale * 2**sizes.levels for sizes in own[c.prior] + [c.structure] * c.refine]
+        steps.append(2**self.scale_sizes.levels)
         if c.prior == "landmarks":  # a box is a quarter of the picture
-            coarse += [c.whole_scale * 2**c.whole_branch.levels, 4 * 2**c.local_branch.levels]
-        step = max(*coarse, 2**self.scale_sizes.levels)
+            steps += [c.whole_scale * 2**c.whole_branch.levels, 4 * 2**c.local_branch.levels]
+        if c.prior == "tokens":
+            steps.append(self.prior.detector.step)
+        step = math.lcm(*steps)
         if height % step or width % step or not height or not width:
             near = [
                 f"{n // step * step} or {(n // step + 1) * step}" if n >= step else str(step) for n in (height, width)

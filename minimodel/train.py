@@ -102,7 +102,7 @@ class TrainConfig:
     system: str = "mrfa"
     """A paper's system: mrfa, fomm, npmr, tpsm or s2d."""
     prior: str | None = None
-    """Replaces the system's prior."""
+    """Replaces the system's prior: affine, tps, tokens, landmarks or none."""
     refine: bool | None = None
     """Switches the system's refinement."""
     generator: str | None = None

@@ -16,6 +16,13 @@ def test_multiply_adds_of_what_is_known():
     assert multiply_adds(lambda: grouped(torch.rand(1, 8, 10, 10))) == 8 * 8 * 8 * 2 * 9
     assert multiply_adds(lambda: torch.rand(5, 7) @ torch.rand(7, 11)) == 5 * 7 * 11
     assert multiply_adds(lambda: None) == 0
+    layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
+    work = 2 * 10 * (16 * 16 * 4 + 16 * 24 * 2) + 2 * 2 * 10 * 10 * 16
+    for mode in (True, False):  # torch computes an evaluated layer by another route
+        layer.train(mode)
+        with torch.inference_mode():
+            assert multiply_adds(lambda: layer(torch.rand(2, 10, 16))) == work
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_the_speed_of_convolutions_is_their_work_over_the_best_time(monkeypatch):
@@ -26,16 +33,19 @@ def test_the_speed_of_convolutions_is_their_work_over_the_best_time(monkeypatch)
     assert convolution_speed(torch.device("cpu")) == pytest.approx(4 * 128 * 64 * 64 * 128 * 9)
 
 
-@pytest.mark.parametrize("system", ["mrfa", "fomm", "npmr", "tpsm", "s2d"])
-def test_the_bench_runs_and_its_stages_do_not_overlap(system, capsys):
-    results = bench(BenchConfig(presets=("tiny",), system=system, repeats=1))
+@pytest.mark.parametrize(
+    "system, prior", [("mrfa", None), ("fomm", None), ("npmr", None), ("tpsm", None), ("s2d", None), ("mrfa", "tokens")]
+)
+def test_the_bench_runs_and_its_stages_do_not_overlap(system, prior, capsys):
+    results = bench(BenchConfig(presets=("tiny",), system=system, prior=prior, repeats=1))
     numbers = results["tiny"]
     assert results.keys() == {"tiny"} and all(value > 0 for value in numbers.values())
     assert numbers["pair"] > numbers["frame"] and 1e7 < numbers["work"] < 1e10
     printed = capsys.readouterr().out
-    assert f"tiny, {system}, 64 x 64" in printed and ("refinement" in printed) == (system in ("mrfa", "npmr"))
+    name = f"{system} with prior {prior}" if prior else system
+    assert f"tiny, {name}, 64 x 64" in printed and ("refinement" in printed) == (system in ("mrfa", "npmr"))
     torch.manual_seed(0)
-    model = AnimationModel.from_preset("tiny", system=system).eval()
+    model = AnimationModel.from_preset("tiny", system=system, prior=prior).eval()
     image = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
         points = module.random_landmarks(1, image.device)

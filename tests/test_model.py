@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -80,6 +81,23 @@ def test_other_sizes_work_with_the_same_weights_and_wrong_ones_name_the_nearest(
 
 
 @torch.no_grad()
+def test_tokens_take_all_sizes_that_their_patches_divide():
+    for shape in ((96, 96), (128, 64), (32, 48)):
+        assert tiny(prior="tokens")(torch.rand(1, 3, *shape), torch.rand(1, 3, *shape)).image.shape[-2:] == shape
+    sizes = dataclasses.replace(PRESETS["tiny"].tokens, patch=6)
+    with pytest.raises(ValueError, match="multiples of 48"):
+        tiny(prior="tokens", tokens=sizes)(*pair())
+
+
+@torch.no_grad()
+def test_tokens_say_points_and_matrices_like_the_hourglass():
+    for prior in ("affine", "tokens"):
+        motion = tiny(prior=prior).encode_driving(pair()[0])
+        assert motion.points.shape == (2, 10, 2) and motion.points.abs().max() < 1
+        assert torch.allclose(motion.affine, torch.eye(2).expand(2, 10, 2, 2), atol=1e-6)
+
+
+@torch.no_grad()
 def test_lookup_without_the_volume_gives_the_same_frame(monkeypatch):
     model = tiny()
     for head in (model.refiner.updater.flow_head, model.refiner.updater.occlusion_head):
@@ -91,12 +109,14 @@ def test_lookup_without_the_volume_gives_the_same_frame(monkeypatch):
     assert torch.allclose(held.image, free.image, atol=1e-5)
 
 
+@pytest.mark.parametrize("prior", PRIORS)
 @torch.no_grad()
-def test_bfloat16_keeps_flows_in_full_precision():
-    model = tiny()
-    exact = model(*pair())
+def test_bfloat16_keeps_flows_in_full_precision(prior):
+    model = tiny(prior=prior)
+    run = partial(model, pair()[0], **told()) if prior == "landmarks" else partial(model, *pair())
+    exact = run()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = model(*pair())
+        rough = run()
     assert rough.flows[0].dtype == torch.float32
     assert (exact.flows[-1] - rough.flows[-1]).abs().max() * 32 < 0.5  # pixels; the networks' own rounding remains
     assert (exact.image - rough.image).abs().mean() < 0.02
@@ -172,7 +192,7 @@ def test_every_scale_of_the_inpainting_network_has_its_own_occlusion():
 
 def test_weights_written_before_a_field_was_there_can_be_read():
     values = json.loads(PRESETS["tiny"].to_json())
-    for name in ("inpainting", "spline_detector", "spline_points", "regularisation"):
+    for name in ("inpainting", "spline_detector", "spline_points", "regularisation", "tokens"):
         del values[name]
     read = Config.from_json(json.dumps(values))
     assert read.unet == PRESETS["tiny"].unet and read.inpainting == Config().inpainting
@@ -187,6 +207,10 @@ def test_sizes_of_the_presets():
     assert updater.correlation_in.in_channels == 98 and updater.motion.out_channels == 126
     assert paper.generator.feature_channels == [512, 512, 512, 256, 128, 64]
     assert len(paper.refiner.projections) == 6
+    with torch.device("meta"):
+        tokens = AnimationModel.from_preset("paper", prior="tokens").prior.detector
+    assert (len(tokens.layers), tokens.tokens.shape, tokens.step) == (12, (20, 192), 16)
+    assert (tokens.layers[0].self_attn.num_heads, tokens.layers[0].linear1.out_features) == (8, 576)
     with torch.device("meta"):
         splines = AnimationModel.from_preset("paper", system="tpsm")
         refined = AnimationModel.from_preset("paper", system="tpsm", refine=True)

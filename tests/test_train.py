@@ -29,7 +29,7 @@ from minimodel.data import synthetic
 from minimodel.data.video import VideoWriter
 from minimodel.features import FaceFeatures
 from minimodel.landmarks import LandmarkDetector
-from minimodel.model import AnimationModel, HourglassSizes, ResNetSizes
+from minimodel.model import AnimationModel, HourglassSizes, ResNetSizes, TokenSizes
 from minimodel.refinement import UpdaterWidths
 from minimodel.train import (
     AvdConfig,
@@ -56,6 +56,7 @@ SIZES = dict(
     points=3,
     detector=HourglassSizes(8, 2, 16),
     spline_detector=ResNetSizes(8, 2, 1, pool=False),
+    tokens=TokenSizes(base=8, blocks=1, patch=2, width=16, depth=2, heads=2, ratio=2),
     dense_motion=HourglassSizes(8, 2, 16),
     structure=HourglassSizes(8, 2, 16),
     structure_features=8,
@@ -306,12 +307,14 @@ def test_minutes_count_training_alone(tmp_path, clips, monkeypatch):
 
 
 @pytest.mark.parametrize("motion_steps", [0, 2])
-@pytest.mark.parametrize("system", ["mrfa", "fomm", "npmr", "tpsm"])
-def test_one_pair_is_soon_known_by_heart(tmp_path, clips, monkeypatch, system, motion_steps):
+@pytest.mark.parametrize(
+    "system, prior", [("mrfa", None), ("fomm", None), ("npmr", None), ("tpsm", None), ("mrfa", "tokens")]
+)
+def test_one_pair_is_soon_known_by_heart(tmp_path, clips, monkeypatch, system, prior, motion_steps):
     item = PairStream.__getitem__
     monkeypatch.setattr(PairStream, "__getitem__", lambda self, step: item(self, 0))
     options = dict(batch=2, learning_rate=2e-3, motion_steps=motion_steps, steps=24 * (1 + motion_steps) + 1)
-    train(settings(tmp_path / "run", clips, system=system, **options), **SIZES)
+    train(settings(tmp_path / "run", clips, system=system, prior=prior, **options), **SIZES)
     steps = lines(tmp_path / "run")
     whole, motion = ([line["loss"] for line in steps if kind in line] for kind in ("perceptual", "moved"))
     assert len(whole) == 25 and whole[-1] < 0.6 * whole[0]
