@@ -97,7 +97,7 @@ def test_points_are_means_of_positions_under_the_comparison():
                 place = torch.tensor([(2 * x + 1) / 6 - 1, (2 * y + 1) / 4 - 1])
                 key = network.fine_key.weight[:, :, 0, 0] @ features[:, y, x] + coarse[:, y, x]
                 far = (place - network.start[k]).square().sum() / (2 * 0.2)
-                share = torch.exp(query @ key / 4 / 0.1 - far)
+                share = torch.exp(query @ key / 4 / 0.3 - far)
                 total, mean = total + share, mean + share * place
         assert torch.allclose(points[0, k], mean / total, atol=1e-5)
 
