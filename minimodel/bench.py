@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from minimodel.features import load_features
-from minimodel.landmark_motion import LANDMARKS
+from minimodel.landmarks import LANDMARKS
 from minimodel.model import AnimationModel, Output, SourceState
 from minimodel.tps import random_transforms
 from minimodel.train import PRESET_FEATURES, TrainingStep, Weights

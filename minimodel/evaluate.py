@@ -282,7 +282,8 @@ def evaluate_transfer(
     "relative" starts where `animate --mode relative` does; "same person" is the model driven by the true answer, the
     best that any way can do; "oracle" warps the source by the true flow. Landmarks of what was made are the source's
     true ones, carried by the model's flow: an error of where the face was moved to, not of how it was painted. Those
-    count that both frames show: at whose place the true flow points to the source's landmark, within a pixel.
+    count that the true flow itself carries to within a pixel: not those that one frame hides, nor those at an outline,
+    where the flow folds and says two things about one place.
     """
     device = next(model.parameters()).device
     training = model.training
@@ -314,7 +315,7 @@ def evaluate_transfer(
         results["oracle"] = warp(still, flow), flow
         half = wanted.shape[-1] / 2  # pixels in a normalised unit
         landmarks, target = clip.landmarks[:1].to(device).expand(len(wanted), -1, -1), clip.landmarks[1:].to(device)
-        shown = (target + read(flow, target) - landmarks).norm(dim=-1) * half < 1
+        shown = (carry(flow, landmarks) - target).norm(dim=-1) * half < 1
         for line, (image, moved) in results.items():
             carried = carry(moved, landmarks)
             missed = (carried - target).norm(dim=-1) * half

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from minimodel.affine import combine
 from minimodel.dense_motion import CoarseMotion
+from minimodel.landmarks import LANDMARKS
 from minimodel.warping import full_precision, identity_grid, resize_flow
 
-LANDMARKS = 74  # the 68 iBUG points, two pupils, four middles of eyelids
 # What each local branch is told: an eye with its brow, pupil and lid middles, or the lips. Right is the subject's.
 REGIONS = {
     "right eye": (*range(17, 22), *range(36, 42), 68, 70, 71),

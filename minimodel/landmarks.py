@@ -25,7 +25,7 @@ from minimodel.keypoints import gaussian_heatmaps, soft_argmax
 from minimodel.saving import find_weights, make_metadata, read_metadata, write_weights
 from minimodel.warping import full_precision, identity_grid
 
-COUNT = 74
+LANDMARKS = 74  # the 68 iBUG points, two pupils, four middles of eyelids
 SIZE = 128  # side of the pictures that the detector is trained on
 # The landmark that a mirror puts in each one's place: the jaw and brows run backwards, right and left trade places.
 # fmt: off
@@ -98,7 +98,7 @@ def confidence(heatmaps: Float[Tensor, "b k h w"], points: Float[Tensor, "b k 2"
 class DetectorConfig:
     """Sizes of a `LandmarkDetector`; saved with its weights."""
 
-    points: int = COUNT
+    points: int = LANDMARKS
     scale: int = 4
     """Heatmaps have 1 / scale of the picture's side; the hourglasses see all its pixels, stacked as channels."""
     width: int = 48

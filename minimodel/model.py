@@ -21,13 +21,13 @@ from minimodel.correlation import Correlation, StructureEncoder, softmax_flow
 from minimodel.dense_motion import CoarseMotion, DenseMotion
 from minimodel.generator import GatedUNet, InpaintingNetwork, ResidualGenerator
 from minimodel.keypoints import BackgroundPredictor, KeypointDetector, SplineDetector
-from minimodel.landmark_motion import LANDMARKS, LandmarkMotion
+from minimodel.landmark_motion import LandmarkMotion
+from minimodel.landmarks import LANDMARKS
 from minimodel.refinement import MotionRefiner, UpdaterWidths
 from minimodel.saving import find_weights, make_metadata, read_metadata, write_weights
 from minimodel.tokens import TokenDetector
 from minimodel.warping import resize_flow, warp
 
-PRIORS = ("affine", "tps", "tokens", "landmarks", "none")
 GENERATORS = ("unet", "inpainting", "residual")
 SYSTEMS = {
     "fomm": dict(prior="affine", refine=False, generator="unet"),
@@ -294,9 +294,8 @@ class LandmarkPrior(nn.Module):
             add_motion=config.add_motion,
             local_motion=config.local_motion,
         )
-        self._detector: tuple[
-            nn.Module, ...
-        ] = ()  # in a tuple, which hides it from the modules whose weights are saved
+        # In a tuple, which hides it from the modules whose weights are saved.
+        self._detector: tuple[nn.Module, ...] = ()
 
     def use_detector(self, detector: nn.Module) -> None:
         self._detector = (detector,)
@@ -326,6 +325,15 @@ class NoPrior(nn.Module):
     def forward(self, source: Tensor, start: Motion, end: Motion, correlation: Correlation | None) -> CoarseMotion:
         flow = softmax_flow(correlation.volume())
         return CoarseMotion(flow, torch.zeros_like(flow[:, :1]))
+
+
+PRIORS = {
+    "affine": AffinePrior,
+    "tps": SplinePrior,
+    "tokens": AffinePrior,
+    "landmarks": LandmarkPrior,
+    "none": NoPrior,
+}
 
 
 def _detector(config: Config, *, with_affine: bool) -> KeypointDetector:
@@ -399,8 +407,7 @@ class AnimationModel(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        priors = {"affine": AffinePrior, "tokens": AffinePrior, "tps": SplinePrior, "landmarks": LandmarkPrior}
-        self.prior = (priors | {"none": NoPrior})[config.prior](config)
+        self.prior = PRIORS[config.prior](config)
         shared = dict(outer_kernel=config.head_kernel, norm=config.norm)
         if config.generator == "residual":
             sizes = dict(blocks=config.residual_blocks, scales=config.unet.levels + 1)
@@ -462,12 +469,17 @@ class AnimationModel(nn.Module):
         return self.config.inpainting if self.config.generator == "inpainting" else self.config.unet
 
     def encode_source(
-        self, image: Float[Tensor, "b 3 h w"], *, landmarks: Float[Tensor, "b 74 2"] | None = None
+        self,
+        image: Float[Tensor, "b 3 h w"],
+        *,
+        landmarks: Float[Tensor, "b 74 2"] | None = None,
+        to_render: bool = True,
     ) -> SourceState:
-        """``landmarks`` (normalised) are for the landmarks prior: with them it needs no detector."""
+        """``landmarks`` (normalised) are for the landmarks prior: with them it needs no detector. Not ``to_render`` is
+        enough for `move`."""
         self.check_size(*image.shape[-2:])
         motion = self._motion(image, landmarks)
-        needed = self.refiner is not None or self.config.generator != "residual"
+        needed = self.refiner is not None or (to_render and self.config.generator != "residual")
         state = SourceState(image, motion, self.generator.encode(image) if needed else [])
         if self.refiner is not None:
             state.structure = self.structure.encode_source(motion, image)

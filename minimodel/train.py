@@ -37,6 +37,7 @@ from minimodel.evaluate import evaluate, load_evaluation, strip
 from minimodel.features import FaceFeatures, FaceTasks, load_features
 from minimodel.keypoints import soft_argmax
 from minimodel.landmarks import (
+    LANDMARKS,
     SIZE,
     LandmarkDetector,
     heatmap_loss,
@@ -85,6 +86,8 @@ class Weights:
     """Of the pictures; for the landmarks prior, as in S2D."""
     parsing: float = 10.0
     """Of the parts of the face, moved; for the landmarks prior, as in S2D."""
+    adversarial: float = 1.0
+    """Of the residual generator, as in S2D."""
 
 
 @dataclass
@@ -237,79 +240,84 @@ class TrainingStep(nn.Module):
     def __init__(self, model: AnimationModel, features: nn.Module, weights: Weights):
         super().__init__()
         self.model, self.features, self.weights = model, features, weights
+        self.discriminator = losses.Discriminator() if model.config.generator == "residual" else None
 
     def forward(
         self, batch: dict[str, Tensor], *, motion_only: bool = False, progress: float = 1.0
     ) -> dict[str, Tensor]:
         """``motion_only``: without the generator, by the source as the first flow and the last one move it;
         ``progress`` is the share of the run that is done."""
-        if self.model.config.prior == "landmarks":
-            return self.from_landmarks(batch, motion_only=motion_only)
+        model, weights = self.model, self.weights
         source, driving = batch["source"], batch["driving"]
-        transform = Spline(batch["control"], batch["weights"], batch["affine"])
-        motion = self.model.encode_driving(driving)
-        moved = self.model.encode_driving(losses.transformed_frame(driving, transform))
-        points = losses.equivariance_points(motion.points, moved.points, transform)
-        terms = {"points": self.weights.points * points}
+        by_landmarks = model.config.prior == "landmarks"
+        inpaints = model.config.generator == "inpainting"
+        if by_landmarks:  # they are given, so nothing has to be asked of them
+            motion, terms = model.encode_driving(landmarks=batch["driving_landmarks"]), {}
+        else:
+            motion = model.encode_driving(driving)
+            terms = self.equivariance(driving, motion, Spline(batch["control"], batch["weights"], batch["affine"]))
+            if progress < BACKGROUND_FROM:
+                motion = dataclasses.replace(motion, image=None)
+        state = model.encode_source(
+            source, landmarks=batch.get("source_landmarks"), to_render=inpaints or not motion_only
+        )
 
         def like_driving(image: Tensor, layers: int = 5) -> Tensor:
             # Fewer layers weigh as much as all of them.
             loss = losses.perceptual_loss(self.features, image, driving, layers=layers)
-            return self.weights.perceptual * 5 / layers * loss
+            loss = weights.perceptual * 5 / layers * loss
+            return loss + weights.l1 * F.l1_loss(image, driving) if by_landmarks else loss
 
-        state = self.model.encode_source(source)
-        if progress < BACKGROUND_FROM:
-            motion = dataclasses.replace(motion, image=None)
         options = {}
         if "chances" in batch:
             options["part_scales"] = dropout_scales(batch["chances"], dropout_probability(progress))
         if motion_only:
-            stages = self.model.move(state, motion, **options)
+            stages = model.move(state, motion, **options)
             terms["moved"] = like_driving(stages.warped_source, MOTION_LAYERS)
-            if self.model.refiner is not None:
+            if model.refiner is not None:
                 coarse = resize_flow(stages.coarse.flow, tuple(source.shape[-2:]))
                 terms["coarse"] = like_driving(warp(source, coarse), MOTION_LAYERS)
         else:
-            stages = self.model.render(state, motion, **options)
+            stages = model.render(state, motion, **options)
             terms["perceptual"] = like_driving(stages.image)
-            if self.model.config.blend:
+            if model.config.blend:
                 # Or the generator would hardly learn wherever the gate trusts the warped source, which soon is
                 # everywhere.
                 terms["painted"] = like_driving(stages.painted)
+            if self.discriminator is not None:
+                terms |= self.adversaries(stages.image, driving)
+        if stages.coarse.background is not None:
+            back = model.prior.background(driving, source)
+            terms["background"] = weights.background * losses.background_loss(stages.coarse.background, back)
+        if inpaints:
+            with torch.no_grad():
+                wanted = model.generator.encode(driving)
+            terms["warp"] = weights.warp * losses.warp_loss(state.features, wanted, stages.flows[1:])
+        if by_landmarks:
+            parts = losses.parsing_loss(batch["source_parts"], stages.flows[-1], batch["driving_parts"])
+            terms["parsing"] = weights.parsing * parts
+        return terms
+
+    def equivariance(self, driving: Tensor, motion: Motion, transform: Spline) -> dict[str, Tensor]:
+        """What the model says of a frame that ``transform`` bends should be what it says of the frame, bent."""
+        moved = self.model.encode_driving(losses.transformed_frame(driving, transform))
+        points = losses.equivariance_points(motion.points, moved.points, transform)
+        terms = {"points": self.weights.points * points}
         if motion.affine is not None:
             difference = losses.equivariance_affine(motion.affine, moved.affine, moved.points, transform)
             terms["affine"] = self.weights.affine * difference
-        if stages.coarse.background is not None:
-            back = self.model.prior.background(driving, source)
-            terms["background"] = self.weights.background * losses.background_loss(stages.coarse.background, back)
-        if self.model.config.generator == "inpainting":
-            with torch.no_grad():
-                wanted = self.model.generator.encode(driving)
-            terms["warp"] = self.weights.warp * losses.warp_loss(state.features, wanted, stages.flows[1:])
         return terms
 
-    def from_landmarks(self, batch: dict[str, Tensor], *, motion_only: bool) -> dict[str, Tensor]:
-        """S2D Eq. 8 without its GAN. Points are given, so nothing has to be asked of them."""
-        source, driving = batch["source"], batch["driving"]
-        state = self.model.encode_source(source, landmarks=batch["source_landmarks"])
-        motion = self.model.encode_driving(landmarks=batch["driving_landmarks"])
-
-        def like_driving(image: Tensor) -> Tensor:
-            alike = losses.perceptual_loss(self.features, image, driving)
-            return self.weights.perceptual * alike + self.weights.l1 * F.l1_loss(image, driving)
-
-        stages = self.model.move(state, motion) if motion_only else self.model.render(state, motion)
-        terms = {}
-        if motion_only:
-            terms["moved"] = like_driving(stages.warped_source)
-            if self.model.refiner is not None:
-                terms["coarse"] = like_driving(warp(source, stages.coarse.flow))
-        else:
-            terms["perceptual"] = like_driving(stages.image)
-            if self.model.config.blend:
-                terms["painted"] = like_driving(stages.painted)
-        parts = losses.parsing_loss(batch["source_parts"], stages.flows[-1], batch["driving_parts"])
-        return terms | {"parsing": self.weights.parsing * parts}
+    def adversaries(self, image: Tensor, driving: Tensor) -> dict[str, Tensor]:
+        """S2D Eq. 5 and 6. One backward pass serves both sides: the discriminator sees the picture detached, and the
+        picture is judged by a discriminator that is."""
+        judge = {name: value.detach() for name, value in self.discriminator.named_parameters()}
+        scores = self.discriminator(driving), self.discriminator(image.detach())
+        told = torch.func.functional_call(self.discriminator, judge, (image,))
+        return {
+            "discriminator": losses.discriminator_loss(*scores),
+            "adversarial": self.weights.adversarial * losses.adversarial_loss(told),
+        }
 
 
 class TrainingStopped(RuntimeError):
@@ -325,7 +333,7 @@ def train(config: TrainConfig, **sizes) -> AnimationModel:
     config.check()
     # Steps of motion alone leave the generator's parameters without a gradient, and the first ones the background's.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no", kwargs_handlers=[unused])
+    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else None, kwargs_handlers=[unused])
     if config.batch % accelerator.num_processes:
         raise ValueError(f"batch {config.batch} can't be shared evenly by {accelerator.num_processes} processes")
     torch.manual_seed(config.seed)
@@ -347,10 +355,14 @@ def train(config: TrainConfig, **sizes) -> AnimationModel:
 
     step_module = TrainingStep(model, features, config.loss).to(accelerator.device, memory_format=torch.channels_last)
     average = AveragedModel(model, multi_avg_fn=partial(_average, decay=config.average), use_buffers=True)
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate, betas=BETAS)
-    state = load_checkpoint(config.output, model, average, optimizer)
+    learners = dict(model=model)
+    if step_module.discriminator is not None:
+        learners["discriminator"] = step_module.discriminator
+    parameters = [parameter for learner in learners.values() for parameter in learner.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=rate, betas=BETAS)
+    state = load_checkpoint(config.output, learners, average, optimizer)
     step_module, optimizer = accelerator.prepare(step_module, optimizer)
-    checkpoint = partial(save_checkpoint, config.output, model, average, optimizer, state)
+    checkpoint = partial(save_checkpoint, config.output, learners, average, optimizer, state)
     log = Log(config, state, features.source, model) if accelerator.is_main_process else None
 
     def look() -> None:
@@ -386,7 +398,7 @@ def train(config: TrainConfig, **sizes) -> AnimationModel:
         if math.isfinite(values[0]):  # the backward pass of sampling would crash on a flow that isn't
             optimizer.zero_grad()
             accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT, norm_type=torch.inf).item()
+            norm = accelerator.clip_grad_norm_(parameters, LARGEST_GRADIENT, norm_type=torch.inf).item()
         if not math.isfinite(norm):
             for buffer, before in zip(model.buffers(), statistics, strict=True):
                 buffer.copy_(before)
@@ -581,7 +593,7 @@ class FaceMemory:
 
     def __init__(self, capacity: int = 8192):
         self.images = torch.empty(capacity, 3, SIZE, SIZE, dtype=torch.uint8)
-        self.points = torch.empty(capacity, 74, 2)
+        self.points = torch.empty(capacity, LANDMARKS, 2)
         self.drawn = 0
 
     def draw(self, count: int, generator: torch.Generator) -> None:
@@ -765,12 +777,17 @@ def _average(averaged: list[Tensor], current: list[Tensor], number: Tensor, *, d
 
 
 def save_checkpoint(
-    output: str | Path, model: AnimationModel, average: AveragedModel, optimizer: torch.optim.Optimizer, state: RunState
+    output: str | Path,
+    learners: dict[str, nn.Module],
+    average: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    state: RunState,
 ) -> None:
     """Write all that a run needs to go on, and the averaged model for use: each file whole or not at all."""
     output = Path(output)
-    parts = dict(model=model.state_dict(), average=average.state_dict(), optimizer=optimizer.state_dict())
-    checkpoint = parts | dict(metadata=model.metadata(), state=dataclasses.asdict(state))
+    parts = learners | dict(average=average, optimizer=optimizer)
+    checkpoint = {name: part.state_dict() for name, part in parts.items()}
+    checkpoint |= dict(metadata=average.module.metadata(), state=dataclasses.asdict(state))
     for name, write in (("checkpoint.pt", partial(torch.save, checkpoint)), ("model.safetensors", average.module.save)):
         unfinished = output / f"{name}.unfinished"
         try:
@@ -783,7 +800,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    output: str | Path, model: AnimationModel, average: AveragedModel, optimizer: torch.optim.Optimizer
+    output: str | Path, learners: dict[str, nn.Module], average: AveragedModel, optimizer: torch.optim.Optimizer
 ) -> RunState:
     """Bring a run back to its checkpoint; a fresh state if there is none."""
     path = Path(output) / "checkpoint.pt"
@@ -794,11 +811,10 @@ def load_checkpoint(
         metadata = checkpoint["metadata"]
     except Exception as error:  # whatever a broken or foreign file makes torch raise
         raise ValueError(f"{path}: not a checkpoint of minimodel, or damaged; move it away to start afresh") from error
-    if metadata != model.metadata():
+    if metadata != average.module.metadata():
         raise ValueError(f"{path}: from a model of other sizes or another version; choose another --output")
-    model.load_state_dict(checkpoint["model"])
-    average.load_state_dict(checkpoint["average"])
-    optimizer.load_state_dict(checkpoint["optimizer"])
+    for name, part in (learners | dict(average=average, optimizer=optimizer)).items():
+        part.load_state_dict(checkpoint[name])
     return RunState(**checkpoint["state"])
 
 

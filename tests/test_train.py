@@ -758,12 +758,50 @@ def test_a_model_moved_by_landmarks_trains(tmp_path, monkeypatch, refine):
     monkeypatch.setattr(module, "load_evaluation", lambda name, size: clips)
     train(by_landmarks(tmp_path / "run", refine=refine, motion_steps=1), **S2D_SIZES)
     logged = lines(tmp_path / "run")
-    assert logged[0].keys() >= {"perceptual", "painted", "parsing"}
+    assert logged[0].keys() >= {"perceptual", "painted", "parsing", "discriminator", "adversarial"}
     assert logged[1].keys() >= {"moved", "parsing"} | ({"coarse"} if refine else set())
     assert "points" not in logged[0] and all(math.isfinite(line["loss"]) for line in logged)
     assert 0 < logged[0]["parsing"] / TrainConfig(tmp_path).loss.parsing < 1
     assert len(lines(tmp_path / "run", "evaluation")) == 1
     assert AnimationModel.load(tmp_path / "run" / "model.safetensors").config.prior == "landmarks"
+
+
+def test_each_adversary_learns_from_its_own_loss():
+    torch.manual_seed(0)
+    model = AnimationModel.from_preset("tiny", system="s2d", **S2D_SIZES)
+    step = module.TrainingStep(model, torch.nn.Identity(), module.Weights())
+    driving, made = torch.rand(2, 2, 3, 32, 32).unbind()
+    made.requires_grad_()
+    terms = step.adversaries(made, driving)
+    judge = list(step.discriminator.parameters())
+    with torch.no_grad():
+        real, fake = step.discriminator(driving), step.discriminator(made)
+    assert torch.allclose(terms["discriminator"], (1 - real).square().mean() + fake.square().mean())
+    assert torch.allclose(terms["adversarial"], (1 - fake).square().mean())
+    assert torch.autograd.grad(terms["discriminator"], [made], retain_graph=True, allow_unused=True) == (None,)
+    assert all(g.abs().sum() > 0 for g in torch.autograd.grad(terms["discriminator"], judge[::2]))  # of weights
+    assert all(
+        g is None for g in torch.autograd.grad(terms["adversarial"], judge, retain_graph=True, allow_unused=True)
+    )
+    assert torch.autograd.grad(terms["adversarial"], [made])[0].abs().min() > 0
+    assert (
+        module.TrainingStep(AnimationModel.from_preset("tiny", **SIZES), step.features, step.weights).discriminator
+        is None
+    )
+
+
+def test_the_discriminator_learns_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    faces = synthetic.Faces(synthetic.sample_identities(1, 0), synthetic.sample_states(3, 0))
+    clips = [evaluate_module.synthetic_clip("a", faces, 32)]
+    monkeypatch.setattr(module, "load_evaluation", lambda name, size: clips)
+    train(by_landmarks(tmp_path / "whole", motion_steps=0), **S2D_SIZES)
+    train(by_landmarks(tmp_path / "halves", motion_steps=0, steps=1), **S2D_SIZES)
+    halves = [torch.load(tmp_path / "halves" / "checkpoint.pt", weights_only=True)["discriminator"]]
+    train(by_landmarks(tmp_path / "halves", motion_steps=0), **S2D_SIZES)
+    whole = torch.load(tmp_path / "whole" / "checkpoint.pt", weights_only=True)["discriminator"]
+    halves.append(torch.load(tmp_path / "halves" / "checkpoint.pt", weights_only=True)["discriminator"])
+    assert all(torch.equal(whole[name], halves[1][name]) for name in whole)
+    assert not any(torch.equal(whole[name], halves[0][name]) for name in whole if name.endswith("weight"))
 
 
 def test_where_there_are_no_landmarks_a_model_that_needs_them_is_not_trained(tmp_path, clips):
