@@ -16,7 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minimodel import transfer
-from minimodel.data.video import Clip, VideoWriter, fit, read_image
+from minimodel.data.video import Clip, VideoWriter, fit, read_image, read_landmarks
+from minimodel.keypoints import gaussian_heatmaps
+from minimodel.landmarks import LandmarkDetector
 from minimodel.model import AnimationModel, Motion
 
 SYNTHETIC = "Synthetic media: this person did not move like this. Animated from one photo by minimodel."
@@ -30,7 +32,8 @@ class AnimateConfig:
     source: Path
     """Photo of a face; the largest square from its middle is used."""
     driving: Path
-    """Video of a face (.mp4, .gif or a folder of .png frames), framed like the photo."""
+    """Video of a face (.mp4, .gif or a folder of .png frames), framed like the photo. For weights that move by
+    landmarks also the .npz that `minimodel landmarks` makes of one."""
     output: Path = Path("animation.mp4")
     """Film to write, .mp4 (with the video's sound) or .gif."""
     weights: str = "tiny-video"
@@ -57,14 +60,23 @@ def animate(config: AnimateConfig, *, batch: int = 8) -> Path:
     model = AnimationModel.load(config.weights).to(device)
     size = model.config.image_size if config.size is None else config.size
     model.check_size(size, size)
+    if model.config.prior == "landmarks":
+        model.prior.use_detector(LandmarkDetector.load().to(device))
     source = fit(read_image(config.source)[None], size).to(device)
-    clip = Clip(config.driving)
+    if config.driving.suffix == ".npz":
+        points, fps = read_landmarks(config.driving)
+        count, timing = len(points), dict(fps=fps)
+    else:
+        clip = Clip(config.driving)
+        count, timing = len(clip), dict(like=clip)
 
-    def driving() -> Iterator[Tensor]:
+    def driving() -> Iterable[Tensor]:
+        if "fps" in timing:
+            return iter(points)
         return (fit(frame[None] / 255, size)[0] for _, frame in clip.decode())
 
     metadata = {"comment": SYNTHETIC, "synthetic_media": "true"}
-    with VideoWriter(config.output, like=clip, metadata=metadata) as film:
+    with VideoWriter(config.output, **timing, metadata=metadata) as film:
         move = transfer.standard
         if config.mode == "avd":
             move = partial(transfer.avd, network=transfer.AvdNetwork.load(config.weights, model))
@@ -72,8 +84,10 @@ def animate(config: AnimateConfig, *, batch: int = 8) -> Path:
             frame, start = find_start(model, source, driving(), frame=config.start_frame, batch=batch)
             move = partial(transfer.relative, start_motion=start)
             print(f"movement is counted from frame {frame}")
-        frames = tqdm(driving(), total=len(clip), unit=" frames", desc="animating")
+        frames = tqdm(driving(), total=count, unit=" frames", desc="animating")
         for wanted, made in render_frames(model, source, frames, batch=batch, move=move):
+            if wanted.dim() == 2:
+                wanted = drawn(wanted, size)
             shown = torch.cat([source[0], wanted, made], dim=-1) if config.side_by_side else made
             factor = -(-SMALLEST_SIDE // size)
             if factor > 1:
@@ -92,12 +106,13 @@ def render_frames(
     batch: int = 8,
     move: Callable[[Motion, Motion], Motion] = transfer.standard,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(driving frame, rendered frame) in turn, for ``driving`` frames (3, h, w); what depends on the source alone is
-    computed once. ``move`` makes the motion to render of the source's and the driving frames' (see `transfer`)."""
+    """(driving frame, rendered frame) in turn, for ``driving`` frames (3, h, w), or landmarks (74, 2) for a model that
+    moves by them; what depends on the source alone is computed once. ``move`` makes the motion to render of the
+    source's and the driving frames' (see `transfer`)."""
     state = model.encode_source(source)
     for wanted in batches(driving, batch):
         wanted = wanted.to(source.device)
-        motion = move(state.motion, model.encode_driving(wanted))
+        motion = move(state.motion, look(model, wanted))
         yield from zip(wanted, model.render(state, motion).image, strict=True)
 
 
@@ -116,11 +131,11 @@ def find_start(
         chosen = list(islice(driving, frame, frame + 1)) if frame >= 0 else []
         if not chosen:
             raise ValueError(f"start frame {frame}: the driving video has no such frame; they are counted from 0")
-        return frame, model.encode_driving(chosen[0][None].to(source.device))
+        return frame, look(model, chosen[0][None].to(source.device))
     photo = model.encode_driving(source)
     best, number = (float("inf"), 0, None), 0
     for frames in batches(driving, batch):
-        motion = model.encode_driving(frames.to(source.device))
+        motion = look(model, frames.to(source.device))
         nearest, index = transfer.shape_distance(photo, motion).min(0)
         if best[2] is None or nearest < best[0]:
             best = nearest, number + int(index), transfer.take(motion, index[None])
@@ -130,7 +145,18 @@ def find_start(
     return best[1:]
 
 
-def batches(frames: Iterable, size: int) -> Iterator[Float[Tensor, "b 3 h w"]]:
+def look(model: AnimationModel, driving: Float[Tensor, "b 3 h w"] | Float[Tensor, "b 74 2"]) -> Motion:
+    """The motion of frames, or of landmarks."""
+    return model.encode_driving(driving) if driving.dim() == 4 else model.encode_driving(landmarks=driving)
+
+
+def drawn(points: Float[Tensor, "74 2"], size: int) -> Float[Tensor, "3 h w"]:
+    """Landmarks as white dots on black."""
+    dots = gaussian_heatmaps(points[None], (size, size), variance=(1.4 / size) ** 2)
+    return dots.amax(1).expand(3, -1, -1)
+
+
+def batches(frames: Iterable, size: int) -> Iterator[Tensor]:
     frames = iter(frames)
     while some := list(islice(frames, size)):
         yield torch.stack(some)

@@ -17,6 +17,7 @@ from minimodel import metrics, show, transfer
 from minimodel.data import synthetic
 from minimodel.data.video import Clip, find_clips, fit
 from minimodel.features import load_features
+from minimodel.landmarks import LandmarkDetector
 from minimodel.model import AnimationModel
 from minimodel.warping import identity_grid, to_pixels, warp
 
@@ -57,6 +58,8 @@ def run(config: EvaluateConfig) -> dict[str, "Scores"]:
         config.output.parent.mkdir(parents=True, exist_ok=True)
         if config.output.is_dir():
             raise ValueError(f"{config.output}: is a directory, expected the name of a file to write")
+    if model.config.prior == "landmarks":
+        model.prior.use_detector(LandmarkDetector.load().to(device))
     features = load_features().to(device)
     scores = {}
     for name in config.data:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from minimodel.blocks import ConvBlock, Hourglass
 from minimodel.keypoints import gaussian_heatmaps, soft_argmax
 from minimodel.saving import find_weights, make_metadata, read_metadata, write_weights
-from minimodel.warping import full_precision, identity_grid
+from minimodel.warping import full_precision, identity_grid, resize_flow
 
 LANDMARKS = 74  # the 68 iBUG points, two pupils, four middles of eyelids
 SIZE = 128  # side of the pictures that the detector is trained on
@@ -141,6 +141,10 @@ class LandmarkDetector(nn.Module):
     ) -> tuple[Float[Tensor, "b k 2"], Float[Tensor, "b k h w"]]:
         """-> points and the heatmaps that they are the means of."""
         return soft_argmax(self.stages(image)[-1])
+
+    def find(self, image: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b k 2"]:
+        """The points of pictures of any size, which are brought to the one that the detector was trained at."""
+        return self(resize_flow(image, (SIZE, SIZE)))[0]
 
     def check_size(self, height: int, width: int) -> None:
         step = self.config.scale * 2**self.config.levels

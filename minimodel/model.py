@@ -22,7 +22,7 @@ from minimodel.dense_motion import CoarseMotion, DenseMotion
 from minimodel.generator import GatedUNet, InpaintingNetwork, ResidualGenerator
 from minimodel.keypoints import BackgroundPredictor, KeypointDetector, SplineDetector
 from minimodel.landmark_motion import LandmarkMotion
-from minimodel.landmarks import LANDMARKS
+from minimodel.landmarks import LANDMARKS, LandmarkDetector
 from minimodel.refinement import MotionRefiner, UpdaterWidths
 from minimodel.saving import find_weights, make_metadata, read_metadata, write_weights
 from minimodel.tokens import TokenDetector
@@ -277,8 +277,8 @@ class SplinePrior(nn.Module):
 class LandmarkPrior(nn.Module):
     """Landmarks, and the flow that follows from them (S2D section 3.2).
 
-    They are given, or found by a ``detector`` (images -> normalised landmarks), which somebody else trains and which
-    isn't part of this model: its weights are not saved with it.
+    They are given, or found by a ``detector``, which is trained on its own and isn't part of this model: its weights
+    are not saved with it.
     """
 
     def __init__(self, config: Config):
@@ -295,9 +295,9 @@ class LandmarkPrior(nn.Module):
             local_motion=config.local_motion,
         )
         # In a tuple, which hides it from the modules whose weights are saved.
-        self._detector: tuple[nn.Module, ...] = ()
+        self._detector: tuple[LandmarkDetector, ...] = ()
 
-    def use_detector(self, detector: nn.Module) -> None:
+    def use_detector(self, detector: LandmarkDetector) -> None:
         self._detector = (detector,)
 
     def detect(self, image: Tensor) -> Motion:
@@ -306,7 +306,7 @@ class LandmarkPrior(nn.Module):
                 "this model moves by landmarks, and has no detector to find them: pass landmarks=..., or a detector"
                 " to model.prior.use_detector(...)"
             )
-        return Motion(self._detector[0](image))
+        return Motion(self._detector[0].find(image))
 
     def forward(self, source: Tensor, start: Motion, end: Motion, correlation: Correlation | None) -> CoarseMotion:
         return self.motion(source, start.points, end.points)

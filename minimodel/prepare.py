@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
@@ -85,7 +86,8 @@ def prepare(config: PrepareConfig) -> list[Path]:
                 points, found = find_landmarks(detector, frames, settle_box(detector, look_at(frames), [box])[0])
                 points = points - torch.tensor(box[:2]) + 0.5  # from the corner of the box ...
                 points = points * config.size / box[2] - 0.5  # ... in pixels of the clip
-                save_landmarks((config.output / name).with_suffix(".npz"), points, found)
+                about = dict(size=(config.size, config.size), fps=Fraction(config.fps))
+                save_landmarks((config.output / name).with_suffix(".npz"), points, found, **about)
             written.append(config.output / name)
     return written
 
@@ -196,7 +198,8 @@ def landmarks(config: LandmarksConfig) -> Path:
             raise ValueError(f"{config.video}: no face found; --box says where it is")
     frames = (frame for _, frame in clip.decode())
     points, found = find_landmarks(detector, tqdm(frames, total=len(clip), unit=" frames"), box)
-    save_landmarks(output, points, found)
+    height, width = looks[0].shape[-2:]
+    save_landmarks(output, points, found, size=(height, width), fps=clip.fps)
     print(f"wrote {output}: a face in {int(found.sum())} of {len(found)} frames")
     return output
 
@@ -239,10 +242,14 @@ def settle_box(
     return best, surest
 
 
-def save_landmarks(path: Path, points: Float[Tensor, "t 74 2"], found: Bool[Tensor, "t"]) -> None:
-    """Write an .npz, whole or not at all."""
+def save_landmarks(
+    path: Path, points: Float[Tensor, "t 74 2"], found: Bool[Tensor, "t"], *, size: tuple[int, int], fps: Fraction
+) -> None:
+    """Write an .npz, whole or not at all. ``size`` = (height, width) and ``fps`` of the film are what else it takes to
+    drive a face."""
     file = io.BytesIO()
-    np.savez_compressed(file, landmarks=points.numpy(), found=found.numpy())
+    about = dict(size=size, fps=fps.as_integer_ratio())
+    np.savez_compressed(file, landmarks=points.numpy(), found=found.numpy(), **about)
     unfinished = path.with_name(f".unfinished-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,3 +1,6 @@
+from fractions import Fraction
+from pathlib import Path
+
 import av
 import imageio.v3 as iio
 import numpy as np
@@ -6,10 +9,15 @@ import torch
 
 from minimodel import transfer
 from minimodel.animate import AnimateConfig, animate, find_start, render_frames
-from minimodel.data.video import Clip
+from minimodel.data import synthetic
+from minimodel.data.video import Clip, read_landmarks
 from minimodel.model import AnimationModel
+from minimodel.prepare import save_landmarks
 from minimodel.transfer import AvdNetwork
+from minimodel.warping import to_pixels
 from tests.test_video import film, with_sound
+
+SAMPLES = Path(__file__).parents[1] / "data_samples"
 
 
 @pytest.fixture
@@ -46,6 +54,59 @@ def test_sound_and_frame_rate_of_the_video_are_kept(setup, tmp_path):
     assert Clip(animate(setup(driving="sound.mp4"))).fps == 20
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert container.streams.audio
+
+
+@pytest.fixture
+def by_landmarks(setup, tmp_path):
+    torch.manual_seed(0)
+    AnimationModel.from_preset("tiny", system="s2d").save(tmp_path / "s2d.safetensors")
+    return lambda **options: setup(weights="s2d.safetensors", **options)
+
+
+def test_landmarks_alone_can_drive(by_landmarks, tmp_path, monkeypatch):
+    true = synthetic.landmarks(synthetic.Faces.sample(3, seed=1))
+    pixels = to_pixels(true, (90, 90)) + torch.tensor([15.0, 0.0])  # in the middle of 120 x 90 pixels
+    save_landmarks(tmp_path / "d.npz", pixels, torch.ones(3, dtype=torch.bool), size=(90, 120), fps=Fraction(24))
+    read, fps = read_landmarks(tmp_path / "d.npz")
+    assert torch.allclose(read, true, atol=1e-5) and fps == 24
+    used, encode = [], AnimationModel.encode_driving
+    monkeypatch.setattr(AnimationModel, "encode_driving", lambda self, image=None, *, landmarks=None: (
+        used.append(landmarks), encode(self, image, landmarks=landmarks))[1])  # fmt: skip
+    clip = Clip(animate(by_landmarks(driving="d.npz", side_by_side=True)))
+    (_, first), *others = clip.decode()
+    assert len(others) == 2 and clip.fps == 24 and first.shape == (3, 256, 768)
+    assert torch.allclose(torch.cat(used), true, atol=1e-5)
+    # The middle picture shows where they are: white dots, mostly at the landmarks.
+    dots = first[:, :, 256:512].float().mean(0) / 255
+    places = to_pixels(true[0], (256, 256)).round().long().clamp(0, 255)
+    assert dots[places[:, 1], places[:, 0]].mean() > 0.6 > 0.2 > dots.mean()
+    assert len(Clip(animate(by_landmarks(driving="d.npz", mode="relative", start_frame=1)))) == 3
+
+
+def test_in_films_the_detector_finds_them(by_landmarks):
+    assert len(Clip(animate(by_landmarks()))) == 11
+
+
+def test_what_are_no_landmarks_is_said_in_one_line(setup, by_landmarks, tmp_path):
+    (tmp_path / "text.npz").write_text("hello")
+    np.savez(tmp_path / "other.npz", landmarks=np.zeros((3, 68, 2)), size=(64, 64))
+    np.savez(tmp_path / "sizeless.npz", landmarks=np.zeros((3, 74, 2)))
+    for name in ("text.npz", "other.npz", "sizeless.npz"):
+        with pytest.raises(ValueError, match=f"{name}: not the landmarks of a film"):
+            animate(by_landmarks(driving=name))
+    with pytest.raises(ValueError, match=r"missing\.npz: no such file"):
+        animate(by_landmarks(driving="missing.npz"))
+    points, found = torch.zeros(2, 74, 2), torch.ones(2, dtype=torch.bool)
+    save_landmarks(tmp_path / "good.npz", points, found, size=(64, 64), fps=Fraction(25))
+    with pytest.raises(ValueError, match="prior 'affine'"):
+        animate(setup(driving="good.npz"))
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_the_samples_truth_can_drive():
+    points, fps = read_landmarks(SAMPLES / "ada.npz")
+    film = Clip(SAMPLES / "ada.mp4")
+    assert len(points) == len(film) and fps == film.fps and points.abs().max() < 1.2
 
 
 def test_one_frame_is_enough_to_drive(setup, tmp_path):

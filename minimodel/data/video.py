@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from minimodel.warping import identity_grid
+from minimodel.warping import from_pixels, identity_grid
 
 VIDEOS = (".mp4", ".gif", ".mov", ".avi", ".mkv", ".webm")
 SMALLEST, LARGEST = 8, 16384  # sides of pictures, in pixels
@@ -72,6 +72,25 @@ def fit(images: Float[Tensor, "b 3 h w"], size: int) -> Float[Tensor, "b 3 size 
     if side == size:
         return square.clone()
     return F.interpolate(square, (size, size), mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def read_landmarks(path: str | Path) -> tuple[Float[Tensor, "t 74 2"], Fraction]:
+    """The landmarks in an .npz that `minimodel landmarks` or `synthesize` wrote, normalised to the square that `fit`
+    takes of a film's frames; and the film's frames per second."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            points = torch.from_numpy(file["landmarks"]).float()
+            height, width = (int(n) for n in (file["size"] if "size" in file else file["parsing"].shape[1:]))
+            fps = Fraction(*(int(n) for n in file["fps"])) if "fps" in file else Fraction(25)
+        if points.dim() != 3 or points.shape[1:] != (74, 2) or not len(points):
+            raise ValueError("landmarks of another shape")
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file") from error
+    except Exception as error:  # a broken or foreign file raises many kinds
+        raise ValueError(f"{path}: not the landmarks of a film, as `minimodel landmarks` writes them") from error
+    side = min(height, width)
+    corner = torch.tensor([(width - side) // 2, (height - side) // 2])
+    return from_pixels(points - corner, (side, side)), fps
 
 
 class Clip:
