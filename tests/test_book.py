@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -30,6 +31,7 @@ def built(tmp_path_factory):
     return folder
 
 
+@cache
 def soup(path):
     return BeautifulSoup(path.read_text(), "html.parser")
 
@@ -40,9 +42,10 @@ def test_every_notebook_is_a_page_and_the_index_leads_to_it_with_picture_and_sen
     for path, entry in zip(NOTEBOOKS, entries):
         text = nbformat.read(path, 4).cells[0].source
         assert entry.h2.text == text.splitlines()[0].removeprefix("# ")
-        assert len(entry.p.text) > 20 and entry.p.text[-1] in ".?!:"
+        assert len(entry.p.text) > 20 and entry.p.text[-1] in ".?!"
         assert entry.p.text[:30] in " ".join(re.sub(r"\[(.*?)\]\(.*?\)", r"\1", text).replace("*", "").split())
         assert (built / entry.img["src"]).read_bytes().startswith(b"\x89PNG")
+        assert soup(built / f"{path.stem}.html").a["href"] == "index.html"  # and back
 
 
 def test_no_link_leads_to_what_is_not_there(built):

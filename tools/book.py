@@ -69,11 +69,12 @@ def build(output: Path) -> list[Path]:
         linked |= lead_links_home(page)
         page.title.string = page.h1.get_text()
         pages.append(output / f"{path.stem}.html")
-        pages[-1].write_text(str(page))
         (output / f"{path.stem}.png").write_bytes(first_picture(notebook))
         about = dict(page=pages[-1].name, picture=f"{path.stem}.png")
         about |= dict(title=escape(page.h1.get_text()), sentence=escape(first_sentence(page.p.get_text())))
         entries.append(ENTRY.format(**about))
+        page.body.insert(0, BeautifulSoup('<p><a href="index.html">All chapters</a></p>', "html.parser"))
+        pages[-1].write_text(str(page))
     for name in linked:
         target = output / f"{name}.html"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +132,7 @@ def first_sentence(text: str) -> str:
     >>> first_sentence("What moves? And how.")
     'What moves?'
     """
-    return re.match(r".*?[.?!:](?=\s|$)", " ".join(text.split()))[0]
+    return re.match(r".*?[.?!](?=\s|$)", " ".join(text.split()))[0]
 
 
 if __name__ == "__main__":
