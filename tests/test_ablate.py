@@ -31,7 +31,8 @@ EVERY = [(table, row) for table in TABLES for row in TABLES[table].rows]
 
 def small_train(config, **sizes):
     """Save after every step; the evaluation on the way is of no interest."""
-    return train(dataclasses.replace(config, evaluate_minutes=1e-9), **SIZES | sizes)
+    points = dict(points=74) if config.system == "s2d" else {}
+    return train(dataclasses.replace(config, evaluate_minutes=1e-9), **SIZES | points | sizes)
 
 
 def two_frames(name, size):
