@@ -260,7 +260,8 @@ def in_processes(config: AblateConfig, todo: list[tuple[str, int]]) -> Iterator[
             for future in tqdm(as_completed(runs), total=len(runs), unit=" runs", dynamic_ncols=True):
                 yield *runs[future], future.result()
         except BrokenProcessPool as error:
-            raise TrainingStopped("a process was killed, perhaps for want of memory; fewer --parallel help") from error
+            message = "a process ended before its row was done (for want of memory? fewer --parallel need less)"
+            raise TrainingStopped(f"{message}; the same command goes on") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
