@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo test book clean
 
 # A photo moves like a film of the same person, so that the right answer is known, and the result can be measured.
 demo: .venv/ready
@@ -16,6 +16,10 @@ test: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest -q
 	MINIMODEL_MINUTES=0.2 $(BIN)/pytest -q --nbval --nbval-current-env notebooks
+
+# The course as pages for a browser, in build/book, from the notebooks as they are.
+book: .venv/ready
+	$(BIN)/python tools/book.py
 
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv

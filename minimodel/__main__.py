@@ -5,6 +5,7 @@ import warnings
 
 import tyro
 
+from minimodel.ablate import AblateConfig, ablate
 from minimodel.animate import AnimateConfig, animate
 from minimodel.bench import BenchConfig, bench
 from minimodel.evaluate import EvaluateConfig
@@ -32,6 +33,7 @@ COMMANDS = {
     "features": (FeaturesConfig, train_features),
     "landmarks": (LandmarksConfig, landmarks),
     "landmarks-train": (LandmarksTrainConfig, train_landmarks),
+    "ablate": (AblateConfig, ablate),
     "bench": (BenchConfig, bench),
 }
 

@@ -71,6 +71,7 @@ def complaints(text):
     return [line for line in re.split(r"[\r\n]+", text) if line.strip() and not re.search(r"\d+%\|", line)]
 
 
+ABLATE = dict(table="s2d-4", output="out", pairs="8")
 ANIMATE = dict(source="photo.png", driving="clips/a.mp4", output="out.mp4", weights="model.safetensors")
 AVD = dict(weights="model.safetensors", data="clips", pairs="2", steps="1")
 EVALUATE = dict(weights="model.safetensors", data="clips", output="out.json")
@@ -81,14 +82,26 @@ TRAIN = dict(output="out", data="clips", steps="1", batch="2")
 
 def words(command, usual, options):
     given = usual | options
-    videos = [given.pop("film", "clips/a.mp4")] if command == "landmarks" else []
-    return [command, *videos, *(word for name, value in given.items() for word in (f"--{name}", *value.split()))]
+    first = {"landmarks": ["film"], "ablate": ["table"]}.get(command, [])
+    return [
+        command,
+        *map(given.pop, first),
+        *(word for name, value in given.items() for word in (f"--{name}", *value.split())),
+    ]
 
 
-LANDMARKS = dict(output="out.npz", weights="detector.safetensors")
+LANDMARKS = dict(film="clips/a.mp4", output="out.npz", weights="detector.safetensors")
 LANDMARKS_TRAIN = dict(output="out.safetensors", steps="1", start="detector.safetensors")
 
 CASES = [
+    # ablate
+    ("ablate", ABLATE, dict(table="mrfa-7"), "unknown table 'mrfa-7': there are mrfa-3, mrfa-4, "),
+    ("ablate", ABLATE, dict(rows="x"), "unknown row of s2d-4 'x': there are full, no-add-motion, no-adain, no-local"),
+    ("ablate", ABLATE, dict(preset="big"), "unknown preset 'big': there are tiny, small, paper"),
+    ("ablate", ABLATE, dict(pairs="7"), "--pairs is 7: expected at least 8, one batch"),
+    ("ablate", ABLATE, dict(parallel="0"), "--parallel is 0: expected at least 1"),
+    ("ablate", ABLATE, dict(output="clips/a.mp4"), "'clips/a.mp4"),
+    ("ablate", ABLATE, dict(output="file/out"), "'file/out"),
     # animate
     ("animate", ANIMATE, dict(source="nobody.png"), "nobody.png: no such file"),
     ("animate", ANIMATE, dict(source="clips"), "clips: is a directory, expected a picture"),
