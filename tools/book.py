@@ -69,8 +69,11 @@ def build(output: Path) -> list[Path]:
         linked |= lead_links_home(page)
         page.title.string = page.h1.get_text()
         pages.append(output / f"{path.stem}.html")
-        (output / f"{path.stem}.png").write_bytes(first_picture(notebook))
-        about = dict(page=pages[-1].name, picture=f"{path.stem}.png")
+        picture = first_picture(notebook)
+        # Jupyter shows moving pictures under the name of still ones.
+        name = f"{path.stem}.{'gif' if picture.startswith(b'GIF') else 'png'}"
+        (output / name).write_bytes(picture)
+        about = dict(page=pages[-1].name, picture=name)
         about |= dict(title=escape(page.h1.get_text()), sentence=escape(first_sentence(page.p.get_text())))
         entries.append(ENTRY.format(**about))
         page.body.insert(0, BeautifulSoup('<p><a href="index.html">All chapters</a></p>', "html.parser"))
