@@ -13,12 +13,14 @@ from minimodel.prepare import LandmarksConfig, PrepareConfig, SynthesizeConfig, 
 from minimodel.train import (
     AvdConfig,
     FeaturesConfig,
+    JudgesConfig,
     LandmarksTrainConfig,
     TrainConfig,
     TrainingStopped,
     train,
     train_avd,
     train_features,
+    train_judges,
     train_landmarks,
 )
 
@@ -32,6 +34,7 @@ COMMANDS = {
     "features": (FeaturesConfig, train_features),
     "landmarks": (LandmarksConfig, landmarks),
     "landmarks-train": (LandmarksTrainConfig, train_landmarks),
+    "judges": (JudgesConfig, train_judges),
     "bench": (BenchConfig, bench),
 }
 
