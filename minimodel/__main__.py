@@ -14,12 +14,14 @@ from minimodel.prepare import LandmarksConfig, PrepareConfig, SynthesizeConfig, 
 from minimodel.train import (
     AvdConfig,
     FeaturesConfig,
+    JudgesConfig,
     LandmarksTrainConfig,
     TrainConfig,
     TrainingStopped,
     train,
     train_avd,
     train_features,
+    train_judges,
     train_landmarks,
 )
 
@@ -34,6 +36,7 @@ COMMANDS = {
     "landmarks": (LandmarksConfig, landmarks),
     "landmarks-train": (LandmarksTrainConfig, train_landmarks),
     "ablate": (AblateConfig, ablate),
+    "judges": (JudgesConfig, train_judges),
     "bench": (BenchConfig, bench),
 }
 

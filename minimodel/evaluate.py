@@ -4,6 +4,7 @@ Notebook: ``notebooks/11_train_a_full_model.ipynb``.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from minimodel import metrics, show, transfer
 from minimodel.data import synthetic
 from minimodel.data.video import Clip, find_clips, fit
-from minimodel.features import load_features
+from minimodel.features import load_features, load_lpips
+from minimodel.judges import Verdict, load_judges
 from minimodel.landmarks import LandmarkDetector
 from minimodel.model import AnimationModel
 from minimodel.warping import identity_grid, to_pixels, warp
@@ -44,6 +46,9 @@ class EvaluateConfig:
     driven by other people, with the true answer: the photo in the pose of the film's first frame, or in any."""
     size: int | None = None
     """Side of the frames in pixels; that of the weights' preset unless given."""
+    lpips: str | None = None
+    """Measure LPIPS as well, where faces drive themselves: "alex" downloads AlexNet's weights, anything else is a file
+    with them."""
     output: Path | None = None
     """Write the numbers here as well, as JSON."""
 
@@ -60,16 +65,19 @@ def run(config: EvaluateConfig) -> dict[str, "Scores"]:
             raise ValueError(f"{config.output}: is a directory, expected the name of a file to write")
     if model.config.prior == "landmarks":
         model.prior.use_detector(LandmarkDetector.load().to(device))
-    features = load_features().to(device)
+    features, judges, learned = load_features().to(device), load_judges().to(device), None
+    if config.lpips is not None:
+        network, weights = load_lpips(config.lpips)
+        learned = partial(metrics.lpips, network.to(device), [weight.to(device) for weight in weights])
     scores = {}
     for name in config.data:
         if name in CROSS:
             clips = cross_clips(name, size)
-            scores[name] = evaluate_transfer(model, clips, find_avd(config.weights, model))
+            scores[name] = evaluate_transfer(model, clips, find_avd(config.weights, model), judges=judges)
             frames = sum(len(clip.driving) - 1 for clip in clips)
         else:
             clips = load_evaluation(name, size)
-            scores[name] = evaluate(model, clips, features)
+            scores[name] = evaluate(model, clips, features, judges=judges, lpips=learned)
             frames = sum(len(clip.frames) - 1 for clip in clips)
         print(f"\n{config.weights} on {name}: {len(clips)} clips, {frames} frames of {size} x {size}\n")
         print(scores[name].table())
@@ -174,10 +182,20 @@ def around(points: Float[Tensor, "t n 2"], size: int) -> Bool[Tensor, "t 1 h w"]
 
 
 @torch.no_grad()
-def evaluate(model: AnimationModel, clips: list[TestClip], features: nn.Module, *, batch: int = 32) -> Scores:
+def evaluate(
+    model: AnimationModel,
+    clips: list[TestClip],
+    features: nn.Module,
+    *,
+    judges: nn.Module | None = None,
+    lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
+    batch: int = 32,
+) -> Scores:
     """Same-identity reconstruction: the first frame is the source, every other frame drives.
 
     A model that moves by landmarks is given the clip's if it has some: its numbers then say nothing about a detector.
+    ``judges`` (see `minimodel.judges.Judges`) add what they say of the pictures, which takes longer than all the rest;
+    ``lpips`` adds its distance.
     """
     device = next(model.parameters()).device
     training = model.training
@@ -196,14 +214,26 @@ def evaluate(model: AnimationModel, clips: list[TestClip], features: nn.Module, 
                 truth = clip.truth
                 flow, visible = truth.flow[part].to(device), truth.visible[part].to(device)
                 pictures["oracle"], flows["oracle"] = warp(source.image.expand_as(wanted), flow), flow
+            scales = metrics.ms_ssim_scales(*wanted.shape[-2:])
+            truly = None if judges is None else judges(wanted)
             for line, picture in pictures.items():
                 row = lines.setdefault(line, {})
                 measured = {
                     "L1": metrics.l1(picture, wanted),
                     "PSNR": metrics.psnr(picture, wanted),
                     "SSIM": metrics.ssim(picture, wanted),
+                    f"MS-SSIM ({scales} of 5 scales)": metrics.ms_ssim(picture, wanted),
                     f"perceptual ({features.source})": metrics.perceptual_distance(features, picture, wanted),
                 }
+                if lpips is not None:
+                    measured["LPIPS (alex)"] = lpips(picture, wanted)
+                if judges is not None:
+                    judged = judges(picture)
+                    measured |= {
+                        f"AKD ({judges.source}, px)": keypoint_distance(judged, truly, wanted.shape[-1]),
+                        f"MKR ({judges.source})": metrics.mkr(judged.found, truly.found),
+                        f"AED ({judges.source})": metrics.aed(judged.embedding, truly.embedding),
+                    }
                 if clip.truth is not None:
                     for region, where in truth.regions.items():
                         where = where[part].to(device) & visible
@@ -217,6 +247,11 @@ def evaluate(model: AnimationModel, clips: list[TestClip], features: nn.Module, 
     return Scores(
         {line: {name: float(torch.cat(v).nanmean()) for name, v in row.items()} for line, row in lines.items()}
     )
+
+
+def keypoint_distance(made: Verdict, wanted: Verdict, size: int) -> Float[Tensor, "b"]:
+    """AKD in pixels of square pictures."""
+    return metrics.akd(made.points, wanted.points, made.found & wanted.found) * size / 2
 
 
 @dataclass
@@ -278,7 +313,11 @@ def find_avd(weights: str | Path, model: AnimationModel) -> transfer.AvdNetwork 
 
 @torch.no_grad()
 def evaluate_transfer(
-    model: AnimationModel, clips: list[CrossClip], network: transfer.AvdNetwork | None = None
+    model: AnimationModel,
+    clips: list[CrossClip],
+    network: transfer.AvdNetwork | None = None,
+    *,
+    judges: nn.Module | None = None,
 ) -> Scores:
     """Cross-identity animation against the true answer, a line for each way of transfer.
 
@@ -287,11 +326,15 @@ def evaluate_transfer(
     true ones, carried by the model's flow: an error of where the face was moved to, not of how it was painted. Those
     count that the true flow itself carries to within a pixel: not those that one frame hides, nor those at an outline,
     where the flow folds and says two things about one place.
+
+    With ``judges`` also the papers' measures: ARD and AUH compare what was made with the film that drives, as in MRFA's
+    supplement; AED compares it with the true answer, and FID all of it with all true answers.
     """
     device = next(model.parameters()).device
     training = model.training
     model.eval()
     lines: dict[str, dict[str, list[Tensor]]] = {}
+    seen: dict[str, list[Tensor]] = {}  # the features for FID
     for clip in clips:
         wanted = clip.truth.frames[1:].to(device)
         source = model.encode_source(clip.truth.frames[:1].to(device))
@@ -318,6 +361,9 @@ def evaluate_transfer(
         results["oracle"] = warp(still, flow), flow
         half = wanted.shape[-1] / 2  # pixels in a normalised unit
         landmarks, target = clip.landmarks[:1].to(device).expand(len(wanted), -1, -1), clip.landmarks[1:].to(device)
+        if judges is not None:
+            asked, truly = judges(clip.driving[1:].to(device)), judges(wanted)
+            seen.setdefault("truth", []).append(truly.features)
         shown = (carry(flow, landmarks) - target).norm(dim=-1) * half < 1
         for line, (image, moved) in results.items():
             carried = carry(moved, landmarks)
@@ -328,12 +374,23 @@ def evaluate_transfer(
                 "shape (px)": metrics.shape_error(carried, target, shown) * half,
                 "flow, face (px)": metrics.flow_error(moved, flow, where),
             }
+            if judges is not None:
+                judged = judges(image)
+                measured |= {
+                    f"ARD ({judges.source}, degrees)": metrics.ard(judged.rotation, asked.rotation),
+                    f"AUH ({judges.source})": metrics.auh(judged.units, asked.units),
+                    f"AED ({judges.source})": metrics.aed(judged.embedding, truly.embedding),
+                }
+                seen.setdefault(line, []).append(judged.features)
             for measure, values in measured.items():
                 lines.setdefault(line, {}).setdefault(measure, []).append(values.cpu())
     model.train(training)
-    return Scores(
-        {line: {name: float(torch.cat(v).nanmean()) for name, v in row.items()} for line, row in lines.items()}
-    )
+    rows = {line: {name: float(torch.cat(v).nanmean()) for name, v in row.items()} for line, row in lines.items()}
+    if judges is not None:
+        truth = torch.cat(seen["truth"])
+        for line, row in rows.items():
+            row[f"FID ({judges.source})"] = float(metrics.fid(torch.cat(seen[line]), truth))
+    return Scores(rows)
 
 
 def carry(flow: Float[Tensor, "b 2 h w"], points: Float[Tensor, "b n 2"]) -> Float[Tensor, "b n 2"]:

@@ -5,6 +5,7 @@ Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
 """
 
 import warnings
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from minimodel.saving import WEIGHTS
 from minimodel.warping import resize_flow
 
 VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
+ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 
 
 class VGG19(nn.Module):
@@ -49,6 +51,40 @@ class VGG19(nn.Module):
         for name, layer in self.features.named_children():
             x = layer(x)
             if name in self.taps:
+                taken.append(x)
+        return taken
+
+
+class AlexNet(nn.Module):
+    """The five convolutions of AlexNet, each read after its ReLU, as LPIPS does.
+
+    Module names equal torchvision's, so its weights load by name.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 64, 11, stride=4, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2),
+            nn.Conv2d(64, 192, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2),
+            nn.Conv2d(192, 384, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(384, 256, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(256, 256, 3, padding=1),
+            nn.ReLU(),
+        )
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        x, taken = (image - self.mean) / self.std, []
+        for layer in self.features:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
                 taken.append(x)
         return taken
 
@@ -106,6 +142,18 @@ class FaceTasks(nn.Module):
         return self.parsing(x), soft_argmax(self.heatmaps(x))[0]
 
 
+def published(url: str) -> dict[str, Tensor]:
+    """Weights from the network, kept for the next time; the file's name holds the start of its checksum."""
+    return torch.hub.load_state_dict_from_url(url, check_hash=True, map_location="cpu", weights_only=True)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Weights from a file, of which nothing but tensors is unpickled."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch finds odd in a file that isn't its own is followed by an error
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def load_features(name: str = "faces") -> nn.Module:
     """Frozen features by name, with the name of what was really loaded in ``.source``.
 
@@ -119,12 +167,8 @@ def load_features(name: str = "faces") -> nn.Module:
         if name != "vgg19" and not Path(name).is_file():
             raise ValueError(f"features {name!r}: expected 'faces', 'vgg19' or a file with VGG-19 weights")
         network = VGG19()
-        options = dict(map_location="cpu", weights_only=True)
         try:
-            if name == "vgg19":
-                state = torch.hub.load_state_dict_from_url(VGG19_URL, check_hash=True, **options)
-            else:
-                state = torch.load(name, **options)
+            state = published(VGG19_URL) if name == "vgg19" else read_weights(name)
             network.load_state_dict({key: state[key] for key in network.state_dict()})
         except Exception as error:  # torch raises many kinds
             if name != "vgg19":
@@ -133,3 +177,25 @@ def load_features(name: str = "faces") -> nn.Module:
             return load_features("faces")
     network.source = name
     return network.eval().requires_grad_(False)
+
+
+def load_lpips(name: str = "alex") -> tuple[AlexNet, list[Tensor]]:
+    """AlexNet and the weights of its channels for `minimodel.metrics.lpips`: frozen, the published ones.
+
+    "alex" downloads torchvision's AlexNet once (checksummed); anything else is the path of a file with it. The weights
+    of the channels (Zhang et al. 2018, version 0.1) come with torchmetrics.
+    """
+    if name != "alex" and not Path(name).is_file():
+        raise ValueError(f"LPIPS {name!r}: expected 'alex' or a file with AlexNet's weights")
+    network = AlexNet()
+    try:
+        state = published(ALEXNET_URL) if name == "alex" else read_weights(name)
+        network.load_state_dict({key: state[key] for key in network.state_dict()})
+    except Exception as error:  # torch raises many kinds
+        if name == "alex":
+            raise ValueError(f"LPIPS needs AlexNet's weights, which can't be had ({error}): {ALEXNET_URL}") from error
+        raise ValueError(f"{name}: not a file with AlexNet's weights ({type(error).__name__})") from error
+    with resources.as_file(resources.files("torchmetrics") / "functional/image/lpips_models/alex.pth") as path:
+        channels = read_weights(path)
+    weights = [channels[f"lin{number}.model.1.weight"].flatten() for number in range(5)]
+    return network.eval().requires_grad_(False), weights

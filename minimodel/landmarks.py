@@ -84,14 +84,19 @@ def point_loss(
     return (distance * inside).sum() / inside.sum().clamp_min(1)
 
 
-def confidence(heatmaps: Float[Tensor, "b k h w"], points: Float[Tensor, "b k 2"]) -> Float[Tensor, "b"]:
-    """The share of the heatmaps that lies within two of their pixels of ``points``, averaged over them: near 1 where
-    there is a face, low where there is none."""
+def sharpness(heatmaps: Float[Tensor, "b k h w"], points: Float[Tensor, "b k 2"]) -> Float[Tensor, "b k"]:
+    """The share of each heatmap that lies within two of its pixels of its point: near 1 where the detector is sure, low
+    where it guesses."""
     height, width = heatmaps.shape[-2:]
     extent = torch.tensor((width, height), device=points.device, dtype=points.dtype)
     grid = identity_grid(height, width, device=points.device, dtype=points.dtype)
     distance = (grid.permute(1, 2, 0) - points[:, :, None, None]) * extent / 2
-    return (heatmaps * (distance.norm(dim=-1) < 2)).sum((2, 3)).mean(1)
+    return (heatmaps * (distance.norm(dim=-1) < 2)).sum((2, 3))
+
+
+def confidence(heatmaps: Float[Tensor, "b k h w"], points: Float[Tensor, "b k 2"]) -> Float[Tensor, "b"]:
+    """`sharpness`, averaged over the points: near 1 where there is a face, low where there is none."""
+    return sharpness(heatmaps, points).mean(1)
 
 
 @dataclass(frozen=True)
@@ -302,6 +307,11 @@ def spoil(image: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> Float[
     covered = ((grid - middle.to(image)).abs() < half.to(image)).all(1, keepdim=True)
     # What stands in front is a piece of another picture, upside down.
     image = torch.where(covered, image.roll(1, 0).flip(2), image)
-    small = F.interpolate(F.avg_pool2d(image, 2), size=(height, width), mode="bilinear", align_corners=False)
-    blurred = torch.rand(count, 1, 1, 1, generator=generator) < 0.33
+    return soften(image, generator)
+
+
+def soften(image: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> Float[Tensor, "b 3 h w"]:
+    """A third of the pictures are blurred, as if they had been half as large."""
+    small = F.interpolate(F.avg_pool2d(image, 2), size=image.shape[-2:], mode="bilinear", align_corners=False)
+    blurred = torch.rand(len(image), 1, 1, 1, generator=generator) < 0.33
     return torch.where(blurred.to(image.device), small, image)

@@ -1,6 +1,8 @@
 """What the papers measure, and what only exact ground truth can: errors of flow and occlusion.
 
-Every function returns one number a picture (or pair), so that tables can average and spread them as they like.
+Every function returns one number a picture (or pair), so that tables can average and spread them as they like; only SMS
+and FID are of whole sets. AKD, MKR, AED, ARD, AUH and FID compare what networks say about pictures; which networks is
+for the caller to choose, and to write beside the numbers: `minimodel.judges` has this project's own.
 
 Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
 """
@@ -8,7 +10,13 @@ Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    structural_similarity_index_measure,
+)
+
+MS_SSIM_EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales, finest first (Wang et al. 2003)
+SMALLEST_SCALE = 16  # side in pixels: a window of 11 still has somewhere to go
 
 
 def l1(made: Float[Tensor, "b c h w"], wanted: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
@@ -26,12 +34,95 @@ def ssim(made: Float[Tensor, "b c h w"], wanted: Float[Tensor, "b c h w"]) -> Fl
     return structural_similarity_index_measure(made, wanted, data_range=1.0, reduction="none")
 
 
+def ms_ssim_scales(height: int, width: int) -> int:
+    """How many of the five scales of MS-SSIM fit into a picture: the coarsest must have sides of 16 pixels."""
+    scales = sum(min(height, width) >= SMALLEST_SCALE * 2**scale for scale in range(len(MS_SSIM_EXPONENTS)))
+    if not scales:
+        raise ValueError(f"pictures of {height} x {width} pixels: MS-SSIM needs sides of at least {SMALLEST_SCALE}")
+    return scales
+
+
+def ms_ssim(made: Float[Tensor, "b c h w"], wanted: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
+    """Multi-scale structural similarity (torchmetrics), one a picture, on the `ms_ssim_scales` that fit, which belong
+    beside the number: all five need 256 pixels, and fewer are another metric. Their exponents are scaled to sum 1."""
+    exponents = MS_SSIM_EXPONENTS[: ms_ssim_scales(*made.shape[-2:])]
+    betas = tuple(exponent / sum(exponents) for exponent in exponents)
+    return multiscale_structural_similarity_index_measure(
+        made, wanted, data_range=1.0, betas=betas, normalize="relu", reduction="none"
+    )
+
+
 def perceptual_distance(
     features: nn.Module, made: Float[Tensor, "b 3 h w"], wanted: Float[Tensor, "b 3 h w"]
 ) -> Float[Tensor, "b"]:
     """Mean absolute difference of frozen features, averaged over layers; name the features beside the number."""
     layers = zip(features(made), features(wanted), strict=True)
     return torch.stack([(a - b).abs().flatten(1).mean(1) for a, b in layers]).mean(0)
+
+
+def lpips(
+    features: nn.Module, weights: list[Tensor], made: Float[Tensor, "b 3 h w"], wanted: Float[Tensor, "b 3 h w"]
+) -> Float[Tensor, "b"]:
+    """Learned perceptual distance (Zhang et al. 2018): features scaled to length 1 at each pixel, their squared
+    difference weighted by channel, averaged over the pixels and summed over the layers.
+
+    ``features`` returns a list of layers (b, c_l, h_l, w_l), and ``weights`` has a (c_l,) for each: published ones are
+    loaded by `minimodel.features.load_lpips`.
+    """
+    total = 0.0
+    for a, b, weight in zip(features(made), features(wanted), weights, strict=True):
+        a, b = (x / (x.norm(dim=1, keepdim=True) + 1e-10) for x in (a, b))
+        total = total + torch.einsum("bchw,c->bhw", (a - b).square(), weight).mean((1, 2))
+    return total
+
+
+def akd(made: Float[Tensor, "b k 2"], wanted: Float[Tensor, "b k 2"], found: Bool[Tensor, "b k"]) -> Float[Tensor, "b"]:
+    """Average keypoint distance (TPSM section 4.2): between the landmarks that a detector finds in the made and in the
+    wanted picture, in the landmarks' unit, over those ``found`` in both; NaN if there are none."""
+    return ((made - wanted).norm(dim=-1) * found).sum(1) / found.sum(1)
+
+
+def mkr(made: Bool[Tensor, "b k"], wanted: Bool[Tensor, "b k"]) -> Float[Tensor, "b"]:
+    """Missing keypoint rate (TPSM section 4.2): of the landmarks found in the wanted picture, the share that isn't
+    found in the made one; NaN if there are none. What "found" means is up to the detector."""
+    return (wanted & ~made).sum(1) / wanted.sum(1)
+
+
+def aed(made: Float[Tensor, "b d"], wanted: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+    """Average Euclidean distance of two pictures' identity embeddings (TPSM section 4.2, MRFA's supplement)."""
+    return (made - wanted).norm(dim=1)
+
+
+def ard(made: Float[Tensor, "b 3"], wanted: Float[Tensor, "b 3"]) -> Float[Tensor, "b"]:
+    """Average rotation distance (MRFA's supplement): the mean absolute difference of yaw, pitch and roll, in the unit
+    that they are given in. The supplement doesn't say how it takes three angles together; this is our choice."""
+    return (made - wanted).abs().mean(1)
+
+
+def auh(made: Bool[Tensor, "b n"], wanted: Bool[Tensor, "b n"]) -> Float[Tensor, "b"]:
+    """Hamming distance of action units (MRFA's supplement): the share of them that is active in one picture and not in
+    the other. The papers' numbers, up to 0.85, can't be such shares, as guessing scores 0.5; their scale isn't said."""
+    return (made != wanted).float().mean(1)
+
+
+def fid(made: Float[Tensor, "n d"], wanted: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
+    """Fréchet distance of two sets' features, each taken as a Gaussian (Heusel et al. 2017):
+    |m - m'|² + tr(C + C' - 2 (C C')^½).
+
+    The published metric takes the 2048 features of one Inception network. Any others do as well but give other numbers,
+    so their name belongs beside it. Small sets score too high, all sets of one size alike.
+    """
+    if min(len(made), len(wanted)) < 2:
+        raise ValueError(f"features of {len(made)} and {len(wanted)} pictures: FID needs at least 2 of each")
+    sets = [x.double() for x in (made, wanted)]
+    (mean, spread), (other_mean, other_spread) = ((x.mean(0), torch.atleast_2d(torch.cov(x.T))) for x in sets)
+    # C C' isn't symmetric, but has the eigenvalues of C^½ C' C^½, which is, and whose roots are safe.
+    values, vectors = torch.linalg.eigh(spread)
+    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    product = torch.linalg.eigvalsh(root @ other_spread @ root).clamp_min(0).sqrt().sum()
+    # Without the clamp sets that are alike could end just below 0.
+    distance = (mean - other_mean).square().sum() + values.sum() + other_spread.diagonal().sum() - 2 * product
+    return distance.clamp_min(0).float()
 
 
 def sms(landmarks: Float[Tensor, "t k 2"]) -> Float[Tensor, ""]:

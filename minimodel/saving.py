@@ -8,7 +8,7 @@ from torch import nn
 
 WEIGHTS = Path(__file__).parent / "weights"
 FORMAT_VERSION = "1"
-OTHER_NETWORKS = ("avd-", "features", "landmarks")  # how files begin that don't hold an animation model
+OTHER_NETWORKS = ("avd-", "features", "judges", "landmarks")  # how files begin that don't hold an animation model
 
 
 def make_metadata(config: str, **more: str) -> dict[str, str]:

@@ -43,6 +43,7 @@ def prepared(tmp_path_factory):
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "cut.safetensors").write_bytes(weights[:-100])
     LandmarkDetector().save(folder / "detector.safetensors")
+    torch.save({"features.0.weight": torch.zeros(1)}, folder / "foreign.pth")
     (folder / "text.mp4").write_text("no film")
     (folder / "empty.mp4").write_bytes(b"")
     (folder / "file").write_text("precious")
@@ -74,6 +75,7 @@ def complaints(text):
 ABLATE = dict(table="s2d-4", output="out", pairs="8")
 ANIMATE = dict(source="photo.png", driving="clips/a.mp4", output="out.mp4", weights="model.safetensors")
 AVD = dict(weights="model.safetensors", data="clips", pairs="2", steps="1")
+JUDGES = dict(output="out.safetensors", steps="1")
 EVALUATE = dict(weights="model.safetensors", data="clips", output="out.json")
 PREPARE = dict(videos="clips", output="out")
 SYNTHESIZE = dict(output="out", clips="1", seconds="0.24")
@@ -139,6 +141,15 @@ CASES = [
     ("evaluate", EVALUATE, dict(size="50"), "multiples of 16; nearest heights are 48 or 64"),
     ("evaluate", EVALUATE, dict(output="file/out.json"), "'file"),
     ("evaluate", EVALUATE, dict(output="clips"), "clips"),
+    ("evaluate", EVALUATE, dict(lpips="missing.pth"), "LPIPS 'missing.pth': expected 'alex' or a file with AlexNet's"),
+    ("evaluate", EVALUATE, dict(lpips="pickle.pt"), "pickle.pt: not a file with AlexNet's weights"),
+    ("evaluate", EVALUATE, dict(lpips="foreign.pth"), "foreign.pth: not a file with AlexNet's weights"),
+    # judges
+    ("judges", JUDGES, dict(steps="0"), "--steps is 0: expected more than 0"),
+    ("judges", JUDGES, dict(minutes="-1"), "--minutes is -1.0: expected more than 0"),
+    ("judges", JUDGES, dict(batch="1"), "--batch is 1: expected at least 2"),
+    ("judges", JUDGES, dict(output="clips"), "clips: is a directory"),
+    ("judges", JUDGES, dict(output="file/out"), "'file'"),
     # prepare
     ("prepare", PREPARE, dict(videos="missing.mp4"), "missing.mp4: no such file or folder"),
     ("prepare", PREPARE, dict(videos="text.mp4"), "text.mp4: not a video"),

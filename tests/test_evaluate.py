@@ -27,6 +27,7 @@ from minimodel.evaluate import (
     synthetic_clip,
 )
 from minimodel.features import load_features
+from minimodel.judges import load_judges
 from minimodel.model import PRESETS, AnimationModel, Motion
 from minimodel.transfer import AvdNetwork
 from minimodel.warping import identity_grid, warp
@@ -240,6 +241,7 @@ def test_copying_equals_its_measures_by_hand(few, features):
         "L1": [metrics.l1(*pair) for pair in pairs],
         "PSNR": [metrics.psnr(*pair) for pair in pairs],
         "SSIM": [metrics.ssim(*pair) for pair in pairs],
+        "MS-SSIM (3 of 5 scales)": [metrics.ms_ssim(*pair) for pair in pairs],
         "perceptual (faces)": [metrics.perceptual_distance(features, *pair) for pair in pairs],
     }
     for region in ("face", "mouth", "eyes"):
@@ -279,6 +281,33 @@ def test_a_model_that_guesses_is_measured_as_such(few, features):
     assert all(math.isfinite(value) for value in row.values())
     assert row["PSNR"] < scores.rows["oracle"]["PSNR"] and row["flow, face (px)"] > 0.1
     assert 0 < row["occlusion"] < 0.9
+
+
+@pytest.fixture(scope="module")
+def judges():
+    return load_judges()
+
+
+@torch.no_grad()
+def test_judges_compare_what_was_made_with_what_was_wanted(few, features, judges):
+    clip, counted = few[0], []
+    distance = lambda made, wanted: counted.append(len(made)) or metrics.l1(made, wanted)  # noqa: E731
+    rows = evaluate(Knowing([clip]), [clip], features, judges=judges, lpips=distance, batch=10).rows
+    plain = evaluate(Knowing([clip]), [clip], features).rows
+    names = ["AKD (ours, px)", "MKR (ours)", "AED (ours)", "LPIPS (alex)"]
+    assert all(rows[line].keys() == plain[line].keys() | set(names) for line in rows)
+    assert sum(counted) == 3 * 24 and rows["copy"]["LPIPS (alex)"] == pytest.approx(rows["copy"]["L1"])
+    # By hand, one picture at a time; what a film shows is moved, but shows the same person.
+    source, expected = judges(clip.frames[:1]), {name: [] for name in names[:3]}
+    for frame in clip.frames[1:]:
+        wanted = judges(frame[None])
+        both = (source.found & wanted.found)[0]
+        expected[names[0]].append((source.points - wanted.points)[0, both].norm(dim=-1).mean() * 32)
+        expected[names[1]].append(1 - both.sum() / wanted.found.sum())
+        expected[names[2]].append((source.embedding - wanted.embedding).norm())
+    for name, values in expected.items():
+        assert rows["copy"][name] == pytest.approx(float(sum(values) / 24), rel=1e-3)
+    assert rows["oracle"]["AKD (ours, px)"] < 0.7 * rows["copy"]["AKD (ours, px)"]
 
 
 def test_summary_and_table():
@@ -424,6 +453,27 @@ def test_a_network_adds_its_line(obeying, crossed):
         source, film = obeying.encode_source(clip.truth.frames[:1]), obeying.encode_driving(clip.driving[1:])
         output = obeying.render(source, transfer.avd(source.motion, film, network))
     assert rows["avd"]["L1"] == pytest.approx(float(metrics.l1(output.image, clip.truth.frames[1:]).mean()), rel=1e-4)
+
+
+@torch.no_grad()
+def test_judges_compare_the_transfer_with_the_film_and_with_the_truth(obeying, crossed, judges):
+    clips = crossed["cross-plain"]
+    rows = evaluate_transfer(obeying, clips, judges=judges).rows
+    names = {"ARD (ours, degrees)", "AUH (ours)", "AED (ours)", "FID (ours)"}
+    assert all(names <= row.keys() for row in rows.values())
+    assert not any(names & row.keys() for row in evaluate_transfer(obeying, clips[:1]).rows.values())
+    # The line that copies, by hand.
+    expected = {name: [] for name in names}
+    for clip in clips:
+        source, film, truth = (judges(x) for x in (clip.truth.frames[:1], clip.driving[1:], clip.truth.frames[1:]))
+        expected["ARD (ours, degrees)"].append((source.rotation - film.rotation).abs().mean())
+        expected["AUH (ours)"].append((source.units != film.units).float().mean())
+        expected["AED (ours)"].append((source.embedding - truth.embedding).norm(dim=1).mean())
+        expected["FID (ours)"].append((source.features.expand(10, -1), truth.features))
+    distance = metrics.fid(*(torch.cat(part) for part in zip(*expected.pop("FID (ours)"))))
+    assert rows["copy"]["FID (ours)"] == pytest.approx(float(distance), rel=1e-3)
+    for name, values in expected.items():
+        assert rows["copy"][name] == pytest.approx(float(sum(values) / 2), rel=1e-3)
 
 
 @pytest.mark.parametrize("with_network", [False, True])

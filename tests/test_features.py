@@ -6,9 +6,11 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
+from minimodel import metrics
 from minimodel.data import synthetic
-from minimodel.features import VGG19, FaceFeatures, FaceTasks, load_features
+from minimodel.features import VGG19, AlexNet, FaceFeatures, FaceTasks, load_features, load_lpips
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +154,62 @@ def test_what_the_features_are_trained_by():
     assert points.abs().max() <= 1
     (parsing.square().mean() + points.square().mean()).backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in tasks.features.parameters())
+
+
+@pytest.fixture
+def alexnet(tmp_path):
+    """A file as torchvision's, with random weights."""
+    torch.manual_seed(0)
+    network = AlexNet()
+    torch.save(network.state_dict() | {"classifier.1.bias": torch.zeros(4096)}, tmp_path / "alexnet.pth")
+    return network, str(tmp_path / "alexnet.pth")
+
+
+@torch.no_grad()
+def test_lpips_equals_torchmetrics(alexnet, monkeypatch):
+    """Whose networks are torchvision's: it gets ours instead, of the same layers, and has its own scaling, weights of
+    channels and formula."""
+    network, path = alexnet
+    assert {name: tuple(value.shape) for name, value in network.state_dict().items() if "weight" in name} == {
+        "features.0.weight": (64, 3, 11, 11),
+        "features.3.weight": (192, 64, 5, 5),
+        "features.6.weight": (384, 192, 3, 3),
+        "features.8.weight": (256, 384, 3, 3),
+        "features.10.weight": (256, 256, 3, 3),
+    }
+    monkeypatch.setattr(torchmetrics_lpips, "_get_tv_model_features", lambda *a: network.features)
+    reference = torchmetrics_lpips._LPIPS(pretrained=True, net="alex", pnet_rand=True).eval()
+    made, wanted = torch.rand(2, 3, 3, 64, 80, generator=torch.Generator().manual_seed(0))
+    expected = reference(2 * made - 1, 2 * wanted - 1).flatten().tolist()
+    features, weights = load_lpips(path)
+    assert not any(parameter.requires_grad for parameter in features.parameters())
+    assert metrics.lpips(features, weights, made, wanted).tolist() == pytest.approx(expected, rel=1e-3)
+    assert min(expected) > 0.01
+
+
+def test_without_alexnet_lpips_says_so_in_one_line(monkeypatch):
+    def offline(url, **options):
+        assert options["check_hash"] and options["weights_only"] and url.endswith("alexnet-owt-7be5be79.pth")
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    with pytest.raises(ValueError, match=r"LPIPS needs AlexNet's weights, which can't be had .*no network") as caught:
+        load_lpips()
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="LPIPS 'vgg': expected 'alex' or a file with AlexNet's weights"):
+        load_lpips("vgg")
+
+
+def test_lpips_by_name_is_what_was_downloaded(alexnet, monkeypatch):
+    network, _ = alexnet
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **options: network.state_dict())
+    assert torch.equal(load_lpips()[0].features[10].weight, network.features[10].weight)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("number", range(4))
+def test_a_file_without_alexnet_is_refused_in_one_line(tmp_path, number):
+    path = files_that_are_none(tmp_path)[number]
+    with pytest.raises(ValueError, match=f"{path}: not a file with AlexNet's weights") as caught:
+        load_lpips(str(path))
+    assert "\n" not in str(caught.value) and not (tmp_path / "executed").exists()

@@ -24,6 +24,8 @@ from minimodel.landmarks import (
     point_loss,
     random_places,
     registration_loss,
+    sharpness,
+    soften,
     spoil,
     track,
 )
@@ -106,6 +108,10 @@ def test_confidence_tells_a_hill_from_noise():
     assert confidence(sharp, points).tolist() == pytest.approx([1 - math.exp(-2)] * 4, abs=0.02)
     flat = torch.full((4, 74, 32, 32), 1 / 32**2)
     assert confidence(flat, points).tolist() == pytest.approx([math.pi * 4 / 32**2] * 4, rel=0.1)
+    # Each point for itself: where some are hills and others noise, it says which.
+    mixed = torch.where((torch.arange(74) % 2 == 0)[:, None, None], sharp, flat)
+    assert torch.equal(sharpness(mixed, points) > 0.4, (torch.arange(74) % 2 == 0).expand(4, -1))
+    assert torch.equal(sharpness(mixed, points).mean(1), confidence(mixed, points))
 
 
 # ---------------------------------------------------------------------------------------------------- Lucas-Kanade
@@ -285,6 +291,14 @@ def test_the_mirror_swaps_right_and_left_of_a_symmetric_face():
     eyes = (points[:, 36] - points[:, 45]).norm(dim=-1).view(-1, 1)
     assert ((same - points).norm(dim=-1) / eyes).max() < 0.15
     assert ((same[:, list(MIRRORED)] - points).norm(dim=-1) / eyes).max() > 1
+
+
+def test_a_third_of_the_pictures_is_softened():
+    images = torch.arange(16.0).remainder(2).expand(300, 3, 16, 16)  # stripes, which blur to grey
+    soft = soften(images, some(0))
+    grey = (soft - 0.5).abs().amax((1, 2, 3)) < 1e-6
+    assert 0.25 < grey.float().mean() < 0.41
+    assert torch.equal(soft[~grey], images[~grey])
 
 
 def test_spoilt_pictures_are_still_pictures_and_a_seed_means_the_same():

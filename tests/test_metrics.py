@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import sqrtm
+from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import peak_signal_noise_ratio as torchmetrics_psnr
 
@@ -60,6 +62,42 @@ def test_a_batch_of_one_is_still_a_batch():
         assert measure(one, other).shape == (1,)
 
 
+@pytest.mark.parametrize("size, scales", [(32, 2), (64, 3), (256, 5)])
+def test_ms_ssim_of_the_scales_that_fit(size, scales):
+    """Beside Wang et al.'s formula with scipy's Gaussian: contrast at every scale, luminance at the coarsest alone."""
+    assert metrics.ms_ssim_scales(size, size) == metrics.ms_ssim_scales(2 * size, size) == scales
+    exponents = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])[:scales]
+    exponents = exponents / exponents.sum()
+    one, other = pictures(2, size, size)
+
+    def blur(x):
+        return gaussian_filter(x, (1.5, 1.5, 0), mode="mirror", truncate=3.5)
+
+    expected = []
+    for a, b in zip(arrays(one), arrays(other)):
+        product = 1.0
+        for scale, exponent in enumerate(exponents):
+            mean_a, mean_b = blur(a), blur(b)
+            variances = blur(a * a) - mean_a**2 + blur(b * b) - mean_b**2
+            terms = (2 * (blur(a * b) - mean_a * mean_b) + 0.03**2) / (variances + 0.03**2)
+            if scale == scales - 1:
+                terms = terms * (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
+            else:
+                terms = terms[5:-5, 5:-5]  # torchmetrics keeps the border at the coarsest scale only
+            product *= max(terms.mean(), 0) ** exponent
+            a, b = (x.reshape(len(x) // 2, 2, len(x) // 2, 2, 3).mean((1, 3)) for x in (a, b))
+        expected.append(product)
+    assert metrics.ms_ssim(one, other).tolist() == pytest.approx(expected, abs=1e-4)
+    assert metrics.ms_ssim(one, one).tolist() == pytest.approx([1] * 2, abs=1e-5)
+
+
+def test_ms_ssim_says_how_large_pictures_must_be():
+    assert [metrics.ms_ssim_scales(side, 999) for side in (16, 31, 127, 128, 255)] == [1, 1, 3, 4, 4]
+    one, other = pictures(1, 16, 15)
+    with pytest.raises(ValueError, match="pictures of 16 x 15 pixels: MS-SSIM needs sides of at least 16"):
+        metrics.ms_ssim(one, other)
+
+
 def test_perceptual_distance_is_the_mean_over_layers():
     class Layers(torch.nn.Module):
         def forward(self, image):
@@ -73,6 +111,97 @@ def test_perceptual_distance_is_the_mean_over_layers():
         expected.append(float(first + second) / 2)
     assert metrics.perceptual_distance(Layers(), one, other).tolist() == pytest.approx(expected, rel=1e-5)
     assert metrics.perceptual_distance(Layers(), one, one).tolist() == [0] * 3
+
+
+def test_lpips_is_its_formula():
+    generator = torch.Generator().manual_seed(0)
+    layers = [torch.rand(2, 2, *shape, generator=generator) for shape in ((3, 4, 5), (6, 2, 2))]
+    weights = [torch.rand(channels, generator=generator) for channels in (3, 6)]
+    # "Features" of two sets of pictures: the picture only tells which set.
+    one, other = torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8)
+
+    class Layers(torch.nn.Module):
+        def forward(self, image):
+            return [layer[int(image.mean())] for layer in layers]
+
+    expected = []
+    for n in range(2):
+        total = 0.0
+        for layer, weight in zip(layers, weights):
+            height, width = layer.shape[-2:]
+            for y in range(height):
+                for x in range(width):
+                    a, b = layer[0, n, :, y, x], layer[1, n, :, y, x]
+                    a, b = a / math.hypot(*a), b / math.hypot(*b)
+                    total += sum(w * (u - v) ** 2 for w, u, v in zip(weight, a, b)) / (height * width)
+        expected.append(float(total))
+    assert metrics.lpips(Layers(), weights, one, other).tolist() == pytest.approx(expected, rel=1e-5)
+    assert metrics.lpips(Layers(), weights, one, one).tolist() == [0, 0]
+
+
+def test_keypoints_count_where_both_pictures_have_them():
+    generator = torch.Generator().manual_seed(0)
+    made, wanted = torch.randn(2, 3, 7, 2, generator=generator)
+    has, needs = torch.rand(2, 3, 7, generator=generator) < 0.6
+    needs[2] = False
+    distance, missing = [], []
+    for n in range(3):
+        both = [k for k in range(7) if has[n, k] and needs[n, k]]
+        asked = [k for k in range(7) if needs[n, k]]
+        distance.append(sum(math.dist(made[n, k], wanted[n, k]) for k in both) / len(both) if both else math.nan)
+        missing.append(sum(not has[n, k] for k in asked) / len(asked) if asked else math.nan)
+    assert 0 < missing[0] < 1 and math.isnan(missing[2])
+    assert metrics.akd(made, wanted, has & needs).tolist() == pytest.approx(distance, rel=1e-5, nan_ok=True)
+    assert metrics.mkr(has, needs).tolist() == pytest.approx(missing, nan_ok=True)
+    # What is found where nothing was wanted is no miss.
+    assert metrics.mkr(torch.ones_like(needs), needs)[:2].tolist() == [0, 0]
+
+
+def test_distances_of_what_networks_say():
+    generator = torch.Generator().manual_seed(0)
+    made, wanted = torch.randn(2, 4, 3, generator=generator)
+    pairs = list(zip(made.tolist(), wanted.tolist()))
+    assert metrics.aed(made, wanted).tolist() == pytest.approx([math.dist(a, b) for a, b in pairs], rel=1e-5)
+    expected = [sum(abs(x - y) for x, y in zip(a, b)) / 3 for a, b in pairs]
+    assert metrics.ard(made, wanted).tolist() == pytest.approx(expected, rel=1e-5)
+    one, other = torch.rand(2, 4, 9, generator=generator) < 0.4
+    expected = [sum(x != y for x, y in zip(a, b)) / 9 for a, b in zip(one.tolist(), other.tolist())]
+    assert len(set(expected)) > 2
+    assert metrics.auh(one, other).tolist() == pytest.approx(expected)
+    assert metrics.auh(one, ~one).tolist() == [1] * 4
+
+
+def test_fid_equals_scipys_square_root():
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(6, 6, generator=generator)
+    made, wanted = torch.randn(40, 6, generator=generator), torch.randn(30, 6, generator=generator) @ mix + 1
+    a, b = (x.double().numpy() for x in (made, wanted))
+    one, other = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(one + other - 2 * sqrtm(one @ other).real)
+    assert float(metrics.fid(made, wanted)) == pytest.approx(expected, rel=1e-5)
+    assert float(metrics.fid(wanted, made)) == pytest.approx(expected, rel=1e-5)
+    assert 0 <= float(metrics.fid(made, made)) < 1e-6
+    assert float(metrics.fid(made, made + 2)) == pytest.approx(4 * 6, rel=1e-5)
+    # Twice as wide about the same mean: tr(C + 4 C - 2 * 2 C) = tr(C).
+    wide = made.mean(0) + 2 * (made - made.mean(0))
+    assert float(metrics.fid(made, wide)) == pytest.approx(np.trace(one), rel=1e-4)
+    # One feature: means and standard deviations, squared.
+    gap = (a[:, 0].mean() - b[:, 0].mean()) ** 2 + (a[:, 0].std(ddof=1) - b[:, 0].std(ddof=1)) ** 2
+    assert float(metrics.fid(made[:, :1], wanted[:, :1])) == pytest.approx(gap, rel=1e-5)
+
+
+def test_fid_of_fewer_pictures_than_features():
+    """Covariances without inverses, on which the root of their product fails: tr((C C')^½) is the sum of the singular
+    values of X Y' / √((n - 1) (m - 1)), with the centred features as rows."""
+    generator = torch.Generator().manual_seed(0)
+    made, wanted = torch.randn(9, 50, generator=generator), 3 * torch.randn(14, 50, generator=generator)
+    a, b = (x.double().numpy() for x in (made, wanted))
+    x, y = (a - a.mean(0)) / math.sqrt(8), (b - b.mean(0)) / math.sqrt(13)
+    shared = np.linalg.svd(x @ y.T, compute_uv=False).sum()
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + (x**2).sum() + (y**2).sum() - 2 * shared
+    assert float(metrics.fid(made, wanted)) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="features of 1 and 14 pictures: FID needs at least 2 of each"):
+        metrics.fid(made[:1], wanted)
 
 
 def test_flow_error_is_in_pixels():

@@ -1,0 +1,154 @@
+"""Networks that judge faces for the metrics: where the landmarks are, who it is, how the head is turned, what the face
+does.
+
+The papers ask other people's networks: a landmark detector (AKD, MKR), OpenFace (AED), py-feat (ARD, AUH), Inception
+(FID). Ours are small and shipped, so that every metric runs everywhere, and were trained on the embedded faces, of
+which all answers are known. Numbers by one set of judges can't be compared with numbers by another.
+
+Inception isn't here: it is published as pickles and TorchScript, which are programs, and rebuilding it takes hundreds
+of lines. `minimodel.metrics.fid` takes any network's features; those of ours are `minimodel.features.FaceFeatures`.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from minimodel.blocks import StridedBlock
+from minimodel.features import FaceFeatures, load_features
+from minimodel.landmarks import SIZE as LANDMARK_SIZE
+from minimodel.landmarks import LandmarkDetector, sharpness
+from minimodel.saving import find_weights, make_metadata, read_metadata, write_weights
+
+SIZE = 64  # side of the pictures that the reader sees
+ROTATION = ("yaw", "pitch", "roll")
+EXPRESSION = ("jaw", "part", "smile", "wide", "brows", "frown", "lids")
+# The action units that the embedded faces can show: the variable of `EXPRESSION` that tells each, the threshold, and
+# whether the unit is active above (1) or below it (-1).
+UNITS = {
+    "brows raised (1 + 2)": ("brows", 0.3, 1),
+    "brows lowered (4)": ("frown", 0.3, 1),
+    "lips' corners up (12)": ("smile", 0.4, 1),
+    "lips' corners down (15)": ("smile", -0.2, -1),
+    "lips rounded (18)": ("wide", -0.3, -1),
+    "lips stretched (20)": ("wide", 0.3, 1),
+    "lips parted (25)": ("part", 0.25, 1),
+    "jaw dropped (26)": ("jaw", 0.25, 1),
+    "eyes shut (43)": ("lids", 0.5, -1),
+}
+# A landmark counts as found where this share of its heatmap lies within two of its pixels of it. On faces that the
+# detector hasn't seen 99.6 % do, on mouths that are cut off about a quarter, and none on noise.
+FOUND = 0.7
+
+
+@dataclass(frozen=True)
+class ReaderConfig:
+    """Sizes of a `FaceReader`; saved with its weights."""
+
+    widths: tuple[int, ...] = (48, 96, 192)
+    """Channels of the blocks; the first has a quarter of the picture's resolution, each other half of the one before:
+    it sees all pixels, stacked as channels."""
+    narrow: int = 64
+    """Channels whose 4 x 4 places are read one by one."""
+    embedding: int = 64
+
+
+class FaceReader(nn.Module):
+    """Picture -> who it is, how the head is turned, what the face does: one trunk, read by two linear layers."""
+
+    def __init__(self, config: ReaderConfig = ReaderConfig()):
+        super().__init__()
+        self.config = c = config
+        inputs, self.trunk = 3 * 16, nn.Sequential(nn.PixelUnshuffle(4))
+        for number, width in enumerate(c.widths):
+            self.trunk.append(StridedBlock(inputs, width, stride=1 if number == 0 else 2, norm="batch"))
+            inputs = width
+        self.trunk.extend([nn.Conv2d(inputs, c.narrow, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()])
+        self.identity = nn.Linear(16 * c.narrow, c.embedding)
+        self.state = nn.Linear(16 * c.narrow, len(ROTATION + EXPRESSION))
+        # What the linear layer says is in standard deviations of the training faces.
+        self.register_buffer("mean", torch.zeros(len(ROTATION + EXPRESSION)))
+        self.register_buffer("std", torch.ones(len(ROTATION + EXPRESSION)))
+
+    def forward(
+        self, image: Float[Tensor, "b 3 h w"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b 3"], Float[Tensor, "b 7"]]:
+        """-> the embedding, of length 1; yaw, pitch and roll in degrees; `EXPRESSION` in the units of
+        `minimodel.data.synthetic.State`, where what is told apart by side is averaged."""
+        x = self.trunk(2 * resized(image, SIZE) - 1)
+        with torch.autocast(image.device.type, enabled=False):
+            state = self.mean + self.std * self.state(x.float())
+            return F.normalize(self.identity(x.float()), dim=1), *state.split([len(ROTATION), len(EXPRESSION)], dim=1)
+
+    def save(self, path: str | Path) -> None:
+        config = json.dumps(dataclasses.asdict(self.config))
+        write_weights(self, path, make_metadata(config, kind="judges"))
+
+    @classmethod
+    def load(cls, name_or_path: str | Path = "judges") -> "FaceReader":
+        """The shipped reader, or a file written by `save`; on the CPU, in evaluation mode."""
+        path = find_weights(name_or_path, ["judges"])
+        sizes = json.loads(read_metadata(path, "judges")["config"])
+        reader = cls(ReaderConfig(**sizes | dict(widths=tuple(sizes["widths"]))))
+        reader.load_state_dict(load_file(path))
+        return reader.eval()
+
+
+def resized(image: Float[Tensor, "b 3 height width"], size: int) -> Float[Tensor, "b 3 {size} {size}"]:
+    """Pictures of another size, smaller ones without aliasing."""
+    if tuple(image.shape[-2:]) == (size, size):
+        return image
+    return F.interpolate(image, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+
+
+def active_units(expression: Float[Tensor, "b 7"]) -> Bool[Tensor, "b 9"]:
+    """Which of the action units `UNITS` are active."""
+    columns = [sign * (expression[:, EXPRESSION.index(name)] - least) > 0 for name, least, sign in UNITS.values()]
+    return torch.stack(columns, dim=1)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What judges say about pictures: what the metrics compare."""
+
+    points: Float[Tensor, "b k 2"]  # landmarks, normalised
+    found: Bool[Tensor, "b k"]  # which of them the detector is sure of
+    embedding: Float[Tensor, "b d"]
+    rotation: Float[Tensor, "b 3"]  # yaw, pitch, roll in degrees
+    units: Bool[Tensor, "b n"]  # which action units are active
+    features: Float[Tensor, "b f"]  # for FID
+
+
+class Judges(nn.Module):
+    """Pictures of faces -> `Verdict`. Any module that does the same, with a ``source`` that names it in tables, can
+    take its place in `minimodel.evaluate`: one that wraps the papers' networks, for instance."""
+
+    source = "ours"
+
+    def __init__(self, detector: LandmarkDetector, reader: FaceReader, features: FaceFeatures):
+        super().__init__()
+        self.detector, self.reader, self.features = detector, reader, features
+
+    @torch.no_grad()
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Verdict:
+        points, heatmaps = self.detector(resized(image, LANDMARK_SIZE))
+        embedding, rotation, expression = self.reader(image)
+        return Verdict(
+            points=points,
+            found=sharpness(heatmaps, points) > FOUND,
+            embedding=embedding,
+            rotation=rotation,
+            units=active_units(expression),
+            features=self.features(resized(image, SIZE))[-1].mean((2, 3)),
+        )
+
+
+def load_judges() -> Judges:
+    """All that is shipped."""
+    return Judges(LandmarkDetector.load(), FaceReader.load(), load_features("faces")).eval().requires_grad_(False)

@@ -1,0 +1,272 @@
+"""Judges: what they say of faces whose truth is known, and how they are trained."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from minimodel import metrics
+from minimodel import train as module
+from minimodel.data import synthetic
+from minimodel.judges import (
+    EXPRESSION,
+    ROTATION,
+    UNITS,
+    FaceReader,
+    ReaderConfig,
+    active_units,
+    load_judges,
+    resized,
+)
+from minimodel.model import AnimationModel
+from minimodel.train import (
+    JudgesConfig,
+    PeopleMemory,
+    identity_loss,
+    judge_scores,
+    reader_targets,
+    step_generator,
+    train_judges,
+    two_pictures,
+)
+
+SMALL = ReaderConfig(widths=(8, 8, 16), narrow=4, embedding=8)
+
+
+@pytest.fixture(scope="module")
+def judges():
+    return load_judges()
+
+
+@pytest.fixture(scope="module")
+def people():
+    """Two pictures of each of sixteen people, and the truth about them."""
+    return two_pictures(16, torch.Generator().manual_seed(5))
+
+
+# ---------------------------------------------------------------------------------------------------- the networks
+
+
+def test_pictures_are_resized_without_aliasing_and_stay_in_place():
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert resized(image, 64) is image
+    stripes = torch.arange(128.0).remainder(2).expand(1, 3, 128, 128)
+    assert (resized(stripes, 64)[..., 1:-1] - 0.5).abs().max() < 1e-5
+    ramp = ((2 * torch.arange(96.0) + 1) / 96 - 1).expand(1, 3, 96, 96)  # its colour is its position
+    small = ((2 * torch.arange(64.0) + 1) / 64 - 1).expand(1, 3, 64, 64)
+    assert (resized(ramp, 64) - small)[..., 1:-1].abs().max() < 1e-3
+
+
+def test_units_are_active_beyond_their_thresholds():
+    neutral = dict(jaw=0.0, part=0.0, smile=0.0, wide=0.0, brows=0.0, frown=0.0, lids=1.0)
+    assert tuple(neutral) == EXPRESSION
+    cases = [
+        (dict(), set()),
+        (dict(jaw=0.26, part=0.24), {"jaw dropped (26)"}),
+        (dict(part=0.26, smile=0.39), {"lips parted (25)"}),
+        (dict(smile=0.41, wide=0.31), {"lips' corners up (12)", "lips stretched (20)"}),
+        (dict(smile=-0.21, wide=-0.31), {"lips' corners down (15)", "lips rounded (18)"}),
+        (dict(brows=0.31, frown=0.29, lids=0.51), {"brows raised (1 + 2)"}),
+        (dict(brows=-0.9, frown=0.31, lids=0.49), {"brows lowered (4)", "eyes shut (43)"}),
+    ]
+    active = active_units(torch.tensor([list((neutral | changes).values()) for changes, _ in cases]))
+    for row, (_, expected) in zip(active, cases):
+        assert {name for name, on in zip(UNITS, row) if on} == expected
+
+
+def test_a_reader_says_what_its_layers_say():
+    torch.manual_seed(0)
+    reader = FaceReader(SMALL).eval()
+    reader.mean.copy_(torch.arange(10.0))
+    reader.std.copy_(1 + torch.arange(10.0))
+    image = torch.rand(3, 3, 64, 64)
+    with torch.no_grad():
+        embedding, rotation, expression = reader(image)
+        x = reader.trunk(2 * image - 1)
+        state = reader.state(x) * reader.std + reader.mean
+    assert x.shape == (3, 16 * 4) and embedding.shape == (3, 8)
+    assert torch.allclose(torch.cat([rotation, expression], dim=1), state)
+    assert embedding.norm(dim=1).tolist() == pytest.approx([1] * 3, abs=1e-5)
+    assert torch.allclose(embedding * reader.identity(x).norm(dim=1, keepdim=True), reader.identity(x), atol=1e-5)
+
+
+def test_it_is_saved_with_its_sizes_and_nothing_else_is_loaded(tmp_path):
+    torch.manual_seed(1)
+    reader = FaceReader(SMALL).eval()
+    reader.save(tmp_path / "a.safetensors")
+    loaded = FaceReader.load(tmp_path / "a.safetensors")
+    image = torch.rand(1, 3, 64, 64)
+    assert loaded.config == SMALL and not loaded.training
+    assert all(torch.equal(a, b) for a, b in zip(loaded(image), reader(image)))
+    AnimationModel.from_preset("tiny", system="fomm").save(tmp_path / "b.safetensors")
+    with pytest.raises(ValueError, match="holds weights of kind 'animation', expected 'judges'"):
+        FaceReader.load(tmp_path / "b.safetensors")
+    with pytest.raises(ValueError, match="holds weights of kind 'judges', expected 'animation'"):
+        AnimationModel.load(tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"no such file, and shipped are only \['judges'\]"):
+        FaceReader.load("huge")
+    with pytest.raises(ValueError, match="shipped are only") as caught:
+        AnimationModel.load("huge")
+    assert "judges" not in str(caught.value)  # they are no animation model
+
+
+# ------------------------------------------------------------------------------------------------ the shipped judges
+
+
+def test_the_shipped_judges_are_small_and_frozen(judges):
+    size = sum(value.numel() * value.element_size() for value in judges.reader.state_dict().values())
+    assert size < 5e6 and not judges.training and judges.source == "ours"
+    assert not any(parameter.requires_grad for parameter in judges.parameters())
+
+
+def test_they_judge_people_that_they_have_not_seen(judges, people):
+    images, told = people
+    one, other = judges(images[:, 0]), judges(images[:, 1])
+    # A person is nearer to their other picture than to those of others.
+    distance = torch.cdist(one.embedding, other.embedding)
+    assert distance.diagonal().mean() < 0.8 * distance.mean()
+    assert torch.equal(metrics.aed(one.embedding, one.embedding), torch.zeros(16))
+    # Rotation and expression are nearer to the truth than what is usual is.
+    truth = told[:, 0]
+    for column in range(2):
+        error = (one.rotation - truth[:, :3])[:, column].abs().mean()
+        assert error < 0.7 * truth[:, column].abs().mean()
+    agree = metrics.auh(one.units, active_units(truth[:, 3:]))
+    assert agree.mean() < 0.22
+
+
+def test_landmarks_are_found_on_faces_and_not_elsewhere(judges, people):
+    images = people[0][:8, 0]
+    verdict = judges(images)
+    nothing = judges(torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    grey = judges(torch.full((1, 3, 64, 64), 0.5))
+    assert verdict.found.float().mean() > 0.98
+    assert metrics.mkr(nothing.found, verdict.found).tolist() == [1] * 8
+    assert metrics.mkr(grey.found, verdict.found[:1]).tolist() == [1]
+    # A picture that ends at the nose has lost most of the mouth, and has the eyes.
+    covered = images.clone()
+    covered[..., 38:, :] = 0.5
+    lost = verdict.found & ~judges(covered).found
+    assert lost[:, 48:68].float().mean() > 0.5 and lost[:, 36:48].float().mean() < 0.1
+
+
+def test_a_verdict_does_not_depend_on_the_pictures_size(judges):
+    faces = synthetic.Faces.sample(4, 9)
+    small, large = judges(synthetic.render(faces, 64)), judges(synthetic.render(faces, 128))
+    assert (small.points - large.points).norm(dim=-1).mean() < 0.03
+    assert (small.embedding - large.embedding).norm(dim=1).mean() < 0.3
+    assert metrics.ard(small.rotation, large.rotation).mean() < 1.5
+    assert metrics.fid(small.features, large.features) < metrics.fid(small.features, small.features.roll(1, 1))
+
+
+def test_blur_costs_fid_more_the_more_there_is(judges, people):
+    images = people[0].flatten(0, 1)
+    features, distances = judges(images).features, []
+    for side in (48, 32, 16):
+        distances.append(float(metrics.fid(judges(resized(resized(images, side), 64)).features, features)))
+    assert 0 < distances[0] < distances[1] < distances[2]
+
+
+# -------------------------------------------------------------------------------------------------------- training
+
+
+def test_two_pictures_share_the_person_and_nothing_else(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        synthetic, "render", lambda faces, size, supersample: drawn.append(faces) or torch.zeros(4, 3, 64, 64)
+    )
+    images, told = two_pictures(4, torch.Generator().manual_seed(0))
+    one, other = drawn
+    assert images.shape == (4, 2, 3, 64, 64)
+    for name in ("skin", "width", "hair", "eye_spacing", "glasses", "phase"):
+        assert torch.equal(getattr(one.identity, name), getattr(other.identity, name))
+    for name in ("backdrop", "center", "collar"):
+        assert not (getattr(one.identity, name) == getattr(other.identity, name)).reshape(4, -1).all(1).any()
+    assert not (one.state.yaw == other.state.yaw).any() and not (one.state.light == other.state.light).all(1).any()
+    assert torch.equal(told, torch.stack([reader_targets(one.state), reader_targets(other.state)], dim=1))
+
+
+def test_targets_are_degrees_and_means_of_both_sides():
+    state = synthetic.neutral_states(1)
+    pair = torch.tensor([[0.2, 0.6]])
+    state = replace(
+        state, yaw=torch.tensor([math.pi / 6]), roll=torch.tensor([-0.1]), brows=pair, lids=pair, smile=pair[:, 1]
+    )
+    told = dict(zip(ROTATION + EXPRESSION, reader_targets(state)[0].tolist(), strict=True))
+    expected = dict(yaw=30, pitch=0, roll=-18 / math.pi, jaw=0, part=0, smile=0.6, wide=0, brows=0.4, frown=0, lids=0.4)
+    assert told == pytest.approx(expected)
+
+
+def test_the_identity_loss_is_a_cross_entropy_both_ways():
+    one, other = nn.functional.normalize(torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0)), dim=-1)
+    total = 0.0
+    for n in range(5):
+        there = [math.exp(10 * float(one[n] @ other[k])) for k in range(5)]
+        back = [math.exp(10 * float(one[k] @ other[n])) for k in range(5)]
+        total -= math.log(there[n] / sum(there)) + math.log(back[n] / sum(back))
+    assert float(identity_loss(one, other)) == pytest.approx(total / 10, rel=1e-4)
+
+
+def test_the_memory_keeps_what_belongs_together(monkeypatch):
+    """Pictures whose colour tells the person, and targets that do as well."""
+    memory, drawn = PeopleMemory(capacity=6), []
+
+    def stand_in(count, generator, *, supersample):
+        numbers = torch.arange(count) + 4.0 * len(drawn)
+        drawn.append(numbers)
+        both = torch.stack([numbers, numbers + 0.5], dim=1)
+        return (both / 20)[:, :, None, None, None].expand(-1, -1, 3, 64, 64), both[:, :, None].expand(-1, -1, 10)
+
+    monkeypatch.setattr(module, "two_pictures", stand_in)
+    monkeypatch.setattr(module, "colour_noise", lambda image, generator: image)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        memory.draw(4, generator)
+    images, told = memory(6, generator)
+    assert images.shape == (12, 3, 64, 64)
+    assert torch.allclose(images.mean((1, 2, 3)) * 20, told[:, 0], atol=0.1)
+    assert torch.equal(told[:6] + 0.5, told[6:])  # the same people in the same order
+    assert sorted(told[:6, 0].tolist()) == [2, 3, 4, 5, 6, 7]  # the first two had to go
+
+
+class Oracle(nn.Module):
+    """Knows the truth about the pictures that it is asked about, in their order."""
+
+    def __init__(self, count, blind=False):
+        super().__init__()
+        self.told = two_pictures(count, step_generator(0, 0))[1].flatten(0, 1)
+        self.at, self.blind = 0, blind
+
+    def forward(self, image):
+        part = slice(self.at, self.at + len(image))
+        self.at += len(image)
+        person = torch.arange(len(self.told))[part] // 2
+        embedding = torch.eye(len(self.told))[person * (not self.blind)]
+        told = self.told.mean(0).expand(len(image), -1) if self.blind else self.told[part]
+        return embedding, *told.split([3, 7], dim=1)
+
+
+def test_scores_of_who_knows_all_and_of_who_knows_nothing(monkeypatch):
+    monkeypatch.setattr(synthetic, "render", lambda faces, size, supersample: torch.zeros(len(faces), 3, 64, 64))
+    scores = judge_scores(Oracle(20), count=20)
+    assert scores["same person"] == 1
+    assert all(scores[f"{name} (degrees)"] == 0 for name in ROTATION)
+    assert all(scores[f"{name} (R²)"] == 1 for name in EXPRESSION) and all(scores[name] == 1 for name in UNITS)
+    blind = judge_scores(Oracle(20, blind=True), count=20)
+    assert blind["same person"] == 0.5 and blind["yaw (degrees)"] > 5
+    assert all(abs(blind[f"{name} (R²)"]) < 1e-5 for name in EXPRESSION)
+
+
+def test_judges_learn_and_can_be_loaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "judge_scores", lambda reader: judge_scores(reader, count=4))
+    scores = train_judges(JudgesConfig(tmp_path / "new" / "judges.safetensors", steps=2, batch=3))
+    assert str(round(scores["yaw (degrees)"], 3)) in capsys.readouterr().out
+    reader = FaceReader.load(tmp_path / "new" / "judges.safetensors")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["judges.safetensors"]
+    # The same steps give the same weights, and the output is in the units of the states.
+    train_judges(JudgesConfig(tmp_path / "again.safetensors", steps=2, batch=3))
+    again = FaceReader.load(tmp_path / "again.safetensors").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in reader.state_dict().items())
+    assert reader.std[0] > 5 and reader.std[3] < 1 and reader.mean[-1] == pytest.approx(0.92, abs=0.02)
