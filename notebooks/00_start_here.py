@@ -229,12 +229,13 @@ assert metrics.l1(wrong, D) > metrics.l1(S, D) > metrics.l1(by_package, D)
 # | [**6**](06_structure_correlation.ipynb) | who in the source looks like whom in the driving frame | [`correlation.py`](../minimodel/correlation.py) |
 # | [**7**](07_lookup_and_refinement.ipynb) | refining the flow from 8 pixels to the whole picture | [`refinement.py`](../minimodel/refinement.py) |
 # | [**8**](08_occlusion_gated_unet.ipynb) | painting what can't be fetched | [`generator.py`](../minimodel/generator.py) |
+# | [**9**](09_losses_and_metrics.ipynb) | what each loss and metric sees, and is blind to | [`losses.py`](../minimodel/losses.py), [`metrics.py`](../minimodel/metrics.py) |
 # | [**10**](10_motion_transfer.ipynb) | whose face is it, when one person drives another | [`transfer.py`](../minimodel/transfer.py) |
 # | [**11**](11_train_a_full_model.ipynb) | training, measuring and using the whole | [`train.py`](../minimodel/train.py), [`evaluate.py`](../minimodel/evaluate.py), [`animate.py`](../minimodel/animate.py) |
 #
 # The papers behind it: *Learning Motion Refinement for Unsupervised Face Animation* (below and everywhere: **MRFA**),
 # which notebooks 1 to 8 follow, and its ancestors, *Thin-Plate Spline Motion Model for Image Animation* (**TPSM**) among
-# them. Chapter 9, losses and metrics, is still being written.
+# them.
 #
 # ## Exercises
 #

@@ -32,7 +32,8 @@ from ipywidgets import FloatLogSlider, FloatSlider
 from minimodel import affine, losses, show
 from minimodel.data import synthetic
 from minimodel.keypoints import KeypointDetector, gaussian_heatmaps, soft_argmax
-from minimodel.model import AnimationModel
+from minimodel.model import PRESETS, AnimationModel
+from minimodel.tokens import TokenDetector, sine_positions, spread_points
 from minimodel.tps import Spline, random_transforms
 from minimodel.warping import identity_grid
 
@@ -439,6 +440,78 @@ assert errors[2] < 0.8 * errors[1]
 #
 # Note what neither asks for. No term says "stick to the skin", and even the shipped points slip. A model can live with
 # that as long as the part flow fits where the mask uses it.
+
+# %% [markdown]
+# ## A detector that asks the whole picture
+#
+# An hourglass decides about each place by what lies around it. Its ten heatmaps never speak to each other. The best
+# numbers of the main paper come from another kind of detector, the **motion tokens** of MTIA (*Motion Transformer for
+# Unsupervised Image Animation*, cited there): a transformer.
+#
+# Cut the picture into patches, each described by a vector. Put ten more vectors in front that belong to no place, one for
+# each point, and ten for the matrices. In every layer each vector $i$ asks all vectors $j$ a question $q_i$, they answer by
+# how well their key $k_j$ fits, and it takes the mean of their values $v_j$:
+#
+# $$x_i \leftarrow x_i + \sum_j \frac{e^{q_i \cdot k_j / \sqrt{d}}}{\sum_l e^{q_i \cdot k_l / \sqrt{d}}} \, v_j .$$
+
+
+# %%
+def attention_naive(q, k, v):
+    out = torch.zeros_like(q)
+    for i in range(len(q)):
+        weights = [torch.exp(q[i] @ k[j] / q.shape[1] ** 0.5) for j in range(len(k))]
+        out[i] = sum(w * v[j] for j, w in enumerate(weights)) / sum(weights)
+    return out
+
+
+some_q, some_k, some_v = torch.rand(3, 9, 8)
+by_torch = torch.nn.functional.scaled_dot_product_attention(some_q[None], some_k[None], some_v[None])[0]
+assert torch.allclose(attention_naive(some_q, some_k, some_v), by_torch, atol=1e-5)
+
+# %% [markdown]
+# Such a mean doesn't know where anything is: swap two patches, and the sum is the same. So each patch gets a
+# **position** added, sines and cosines of $x$ and $y$ in several frequencies, so that places close to each other get
+# vectors close to each other. Here is how alike the position in the middle is to all others:
+
+# %%
+positions = sine_positions((33, 33), 192)
+alike = (positions @ positions[33 * 16 + 16]).unflatten(0, (33, 33))[None, None]
+assert alike.flatten().argmax() == 33 * 16 + 16
+show.pictures({"": show.heat(alike, largest=alike.max().item())}, side=1.8)
+
+# %% [markdown]
+# `TokenDetector` is that (with several such questions at a time, and a small network after each layer), on features of a
+# few convolutions. At the end a point's vector is compared with every place of these features, and the soft-argmax of
+# that is the point. Before any training the points lie spread over the picture, because a Gaussian pulls each of them to
+# a place of its own. That is where they set out from:
+
+# %%
+torch.manual_seed(0)
+tokens = TokenDetector(10, **vars(PRESETS["tiny"].tokens), norm="batch").eval()
+with torch.no_grad():
+    fresh, _ = tokens(in_turn)
+assert (fresh - spread_points(10)).norm(dim=-1).mean() < 0.35
+draw_points(in_turn, fresh)
+
+# %% [markdown]
+# **Break it.** We shuffle the patches of a picture. If each takes its position along, nothing changes: to a transformer
+# a picture is a bag of patches that know their places. If the positions stay behind, it is another picture.
+
+# %%
+with torch.no_grad():
+    patches = tokens.embed(tokens.trunk(S[:1])).flatten(2).transpose(1, 2)
+    side = SIZE // tokens.step
+    positions = sine_positions((side, side), patches.shape[2])
+    shuffled = torch.randperm(side**2)
+    whole, _, _ = tokens.attend(patches, positions)
+    along, _, _ = tokens.attend(patches[:, shuffled], positions[shuffled])
+    behind, _, _ = tokens.attend(patches[:, shuffled], positions)
+assert torch.allclose(whole, along, atol=1e-4)
+assert (whole - behind).abs().max() > 100 * (whole - along).abs().max()
+
+# %% [markdown]
+# Trained within the whole model on the same pairs, these points say more about the driving frame than the hourglass's
+# (the README has the numbers; `minimodel train --prior tokens`).
 #
 # ## Exercises
 #

@@ -441,4 +441,5 @@ show.pictures(rows, columns=columns, side=1.8)
 # ## Read next
 #
 # The code of this notebook: [`minimodel/generator.py`](../minimodel/generator.py), and how the parts come together in
-# [`minimodel/model.py`](../minimodel/model.py). Next: [11 · Train a full model](11_train_a_full_model.ipynb).
+# [`minimodel/model.py`](../minimodel/model.py). Next:
+# [9 · Losses and metrics](09_losses_and_metrics.ipynb), what all of this is trained by, and judged by.

@@ -1,5 +1,6 @@
 """What holds for every notebook; that they run, and print what they hold, is checked by nbval."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -46,3 +47,73 @@ def test_every_cell_was_executed_in_order_and_none_failed(path):
 def test_at_most_two_cells_depend_on_the_machine(path):
     marked = [cell for cell in nbformat.read(path, 4).cells if MARK.search(cell.source + str(cell.metadata))]
     assert len(marked) <= 2
+
+
+# Modules that are there for the command line, and the renderer's inner parts, aren't what the course teaches.
+TAUGHT = (
+    *("warping", "affine", "tps", "keypoints", "tokens", "landmarks", "landmark_motion", "dense_motion", "correlation"),
+    *("refinement", "generator", "losses", "features", "metrics", "judges", "transfer", "evaluate", "model", "show"),
+)
+# What notebooks use without saying its name: the parts of a network that they do name, and what functions return.
+WITHOUT_A_CELL = {
+    "warping": {"from_pixels", "full_precision"},
+    "tps": {"solve_symmetric"},
+    "keypoints": {"BackgroundPredictor", "SplineDetector"},
+    "landmarks": {
+        "DetectorConfig",
+        "confidence",
+        "move_picture",
+        "move_points",
+        "random_places",
+        "sharpness",
+        "soften",
+    },
+    "landmark_motion": {"AdaptiveBlock", "FixedStatistics", "MotionBranch", "in_box"},
+    "dense_motion": {"CoarseMotion", "DenseMotion"},
+    "correlation": {"lookup_pyramid"},
+    "refinement": {"MotionRefiner"},
+    "generator": {"GatedUNet", "InpaintingNetwork", "ResidualGenerator", "SourceEncoder"},
+    "features": {"AlexNet", "FaceFeatures", "FaceTasks", "VGG19", "load_lpips", "published", "read_weights"},
+    "metrics": {"lpips", "ms_ssim_scales", "shape_error"},
+    "judges": {"FaceReader", "Judges", "ReaderConfig", "Verdict", "active_units"},
+    "transfer": {"avd_path", "fingerprint"},
+    "evaluate": {
+        "CrossClip",
+        "EvaluateConfig",
+        "Scores",
+        "TestClip",
+        "Truth",
+        "benchmark",
+        "find_avd",
+        "keypoint_distance",
+    },
+    "model": {
+        "AffinePrior",
+        "Config",
+        "HourglassSizes",
+        "LandmarkPrior",
+        "NoPrior",
+        "Output",
+        "ResNetSizes",
+        "SourceState",
+        "SplinePrior",
+        "Stages",
+        "StructureCorrelation",
+        "TokenSizes",
+    },
+    "show": {"save_picture"},
+}
+
+
+def public_names(module):
+    tree = ast.parse((FOLDER.parent / "minimodel" / f"{module}.py").read_text())
+    kinds = ast.FunctionDef | ast.ClassDef
+    return {node.name for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")}
+
+
+@pytest.mark.parametrize("module", TAUGHT)
+def test_what_no_cell_uses_is_known(module):
+    texts = [path.read_text() for path in NOTEBOOKS]
+    code = [cell.source for text in texts for cell in nbformat.reads(text, 4).cells if cell.cell_type == "code"]
+    used = set(re.findall(r"\w+", "\n".join(code)))
+    assert public_names(module) - used == WITHOUT_A_CELL.get(module, set())
