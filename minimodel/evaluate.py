@@ -46,11 +46,11 @@ class EvaluateConfig:
     driven by other people, with the true answer: the photo in the pose of the film's first frame, or in any."""
     size: int | None = None
     """Side of the frames in pixels; that of the weights' preset unless given."""
+    output: Path | None = None
+    """Write the numbers here as well, as JSON."""
     lpips: str | None = None
     """Measure LPIPS as well, where faces drive themselves: "alex" downloads AlexNet's weights, anything else is a file
     with them."""
-    output: Path | None = None
-    """Write the numbers here as well, as JSON."""
 
 
 def run(config: EvaluateConfig) -> dict[str, "Scores"]:

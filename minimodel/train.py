@@ -35,7 +35,7 @@ from minimodel.data.video import Augmentation, FrameCache, VideoPairs, find_clip
 from minimodel.dense_motion import dropout_scales
 from minimodel.evaluate import evaluate, load_evaluation, strip
 from minimodel.features import FaceFeatures, FaceTasks, load_features
-from minimodel.judges import EXPRESSION, ROTATION, UNITS, FaceReader, active_units
+from minimodel.judges import EXPRESSION, ROTATION, UNITS, FaceReader, active_units, aligned, resized
 from minimodel.judges import SIZE as READER_SIZE
 from minimodel.keypoints import soft_argmax
 from minimodel.landmarks import (
@@ -716,7 +716,7 @@ def landmark_scores(detector: LandmarkDetector, *, count: int = 64) -> dict[str,
 
 @dataclass
 class JudgesConfig:
-    """Train the network that judges identity, head rotation and expression for the metrics, on the embedded faces."""
+    """Train what judges identity, head rotation and expression for the metrics, on the embedded faces."""
 
     output: Path
     """File for the weights."""
@@ -743,6 +743,7 @@ NEW_PEOPLE = 8  # steps from one batch of new people to the next
 READER_RATE = 2e-3
 STATE_WEIGHT = 5.0  # of a standard deviation, beside the cross entropy of identities
 TEMPERATURE = 0.1  # of that
+LANDMARK_NOISE = 0.005  # normalised, of each coordinate; without it the few landmarks could be learnt by heart
 # What a picture shows of a person beside the face. It is another in each picture of them, or clothes and background
 # would tell people apart.
 SCENE = ("center", "backdrop", "backdrop_style", "cloth", "cloth2", "jacket", "stripes", "neckline", "collar")
@@ -763,6 +764,12 @@ def two_pictures(
     return torch.stack(images, dim=1), torch.stack(told, dim=1)
 
 
+@torch.no_grad()
+def found_landmarks(detector: LandmarkDetector, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 74 2"]:
+    """Where the detector sees them: true ones would teach a reader to trust what it won't be given."""
+    return torch.cat([detector(resized(some, SIZE))[0] for some in images.split(32)])
+
+
 def reader_targets(states: synthetic.State) -> Float[Tensor, "b 10"]:
     """Rotation in degrees, and expression: the mean of both sides where it has two."""
     rotation = [getattr(states, name) * (180 / math.pi) for name in ROTATION]
@@ -773,8 +780,10 @@ def reader_targets(states: synthetic.State) -> Float[Tensor, "b 10"]:
 class PeopleMemory:
     """Pictures of people, two of each, kept because drawing them takes a CPU longer than learning from them."""
 
-    def __init__(self, capacity: int = 4096):
+    def __init__(self, detector: LandmarkDetector, capacity: int = 4096):
+        self.detector = detector
         self.images = torch.empty(capacity, 2, 3, READER_SIZE, READER_SIZE, dtype=torch.uint8)
+        self.points = torch.empty(capacity, 2, LANDMARKS, 2)
         self.told = torch.empty(capacity, 2, len(ROTATION + EXPRESSION))
         self.drawn = 0
 
@@ -782,16 +791,20 @@ class PeopleMemory:
         """Forget the oldest people for ``count`` new ones."""
         slots = (self.drawn + torch.arange(count)) % len(self.images)
         images, self.told[slots] = two_pictures(count, generator, supersample=1)
+        self.points[slots] = found_landmarks(self.detector, images.flatten(0, 1)).unflatten(0, (count, 2))
         self.images[slots] = (images * 255).round().byte()
         self.drawn += count
 
-    def __call__(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def __call__(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Pictures (2 count, 3, 64, 64), shifted, scaled, blurred and coloured as generated ones may be, of as many
-        people twice, and what shall be said of them (2 count, 10)."""
+        people twice; their landmarks (2 count, 74, 2), found where they were before; and what shall be said of them
+        (2 count, 10)."""
         slots = torch.randperm(min(self.drawn, len(self.images)), generator=generator)[:count]
-        images, told = (value[slots].transpose(0, 1).flatten(0, 1) for value in (self.images, self.told))
+        kept = self.images, self.points, self.told
+        images, points, told = (value[slots].transpose(0, 1).flatten(0, 1) for value in kept)
+        points = points + LANDMARK_NOISE * torch.randn(points.shape, generator=generator)
         places = random_places(len(images), generator, zoom=(0.85, 1.15), rotation=0.0, shift=0.08, mirror=False)
-        return colour_noise(soften(move_picture(images / 255, places), generator), generator), told
+        return colour_noise(soften(move_picture(images / 255, places), generator), generator), points, told
 
 
 def identity_loss(one: Float[Tensor, "p d"], other: Float[Tensor, "p d"]) -> Float[Tensor, ""]:
@@ -808,12 +821,13 @@ def train_judges(config: JudgesConfig) -> dict[str, float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)
     reader = FaceReader()
-    usual = reader_targets(synthetic.sample_states(4096, step_generator(config.seed, 0)))
-    reader.mean.copy_(usual.mean(0))
-    reader.std.copy_(usual.std(0))
+    memory, minutes = PeopleMemory(LandmarkDetector.load()), config.minutes or 15.0
+    usual = synthetic.Faces.sample(512, step_generator(config.seed, 0))
+    told, places = reader_targets(usual.state), aligned(synthetic.landmarks(usual))
+    reader.mean.copy_(told.mean(0)), reader.std.copy_(told.std(0))
+    reader.place_mean.copy_(places.mean(0)), reader.place_std.copy_(places.std(0))
     reader = reader.to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(reader.parameters(), lr=READER_RATE)
-    memory, minutes = PeopleMemory(), config.minutes or 15.0
     # What can't be written should be known before minutes of work.
     config.output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = config.output.with_name(f".unfinished-{config.output.name}")
@@ -833,9 +847,9 @@ def train_judges(config: JudgesConfig) -> dict[str, float]:
         generator = step_generator(config.seed, 1000 + step)
         if step % NEW_PEOPLE == 0:
             memory.draw(config.batch, generator)
-        images, told = (value.to(device) for value in memory(config.batch, generator))
+        images, points, told = (value.to(device) for value in memory(config.batch, generator))
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast):
-            embedding, *state = reader(images.contiguous(memory_format=torch.channels_last))
+            embedding, *state = reader(images.contiguous(memory_format=torch.channels_last), points)
         missed = F.l1_loss(torch.cat(state, dim=1) / reader.std, told / reader.std)
         identity = identity_loss(*embedding.chunk(2))
         optimizer.zero_grad()
@@ -855,12 +869,13 @@ def train_judges(config: JudgesConfig) -> dict[str, float]:
 
 @torch.inference_mode()
 def judge_scores(reader: nn.Module, *, count: int = 64) -> dict[str, float]:
-    """On people that no training draws: whether two pictures are of one person, told by a distance that is chosen on
-    the first half of the people and measured on the others, where guessing scores 0.5; mean errors of rotation in
-    degrees; of each expression the share of variance that is explained, and of each action unit the share of pictures
-    in which it is read rightly."""
+    """On people that no training draws, with the landmarks that the shipped detector finds on them: whether two
+    pictures are of one person, told by a distance that is chosen on the first half of the people and measured on the
+    others, where guessing scores 0.5; mean errors of rotation in degrees; of each expression the share of variance that
+    is explained, and of each action unit the share of pictures in which it is read rightly."""
     images, told = two_pictures(count, step_generator(0, 0))
-    said = [torch.cat(part) for part in zip(*(reader(some) for some in images.flatten(0, 1).split(32)))]
+    images = images.flatten(0, 1)
+    said = reader(images, found_landmarks(LandmarkDetector.load(), images))
     one, other = said[0].unflatten(0, (count, 2)).unbind(1)
     halves = [torch.cdist(one[half], other[half]) for half in (slice(count // 2), slice(count // 2, None))]
 

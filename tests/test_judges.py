@@ -17,9 +17,11 @@ from minimodel.judges import (
     FaceReader,
     ReaderConfig,
     active_units,
+    aligned,
     load_judges,
     resized,
 )
+from minimodel.landmarks import LandmarkDetector
 from minimodel.model import AnimationModel
 from minimodel.train import (
     JudgesConfig,
@@ -32,7 +34,7 @@ from minimodel.train import (
     two_pictures,
 )
 
-SMALL = ReaderConfig(widths=(8, 8, 16), narrow=4, embedding=8)
+SMALL = ReaderConfig(widths=(8, 8, 16), narrow=4, embedding=8, hidden=16)
 
 
 @pytest.fixture(scope="module")
@@ -76,16 +78,31 @@ def test_units_are_active_beyond_their_thresholds():
         assert {name for name, on in zip(UNITS, row) if on} == expected
 
 
+def test_aligned_landmarks_know_neither_place_nor_size_but_turns():
+    points = torch.randn(2, 74, 2, generator=torch.Generator().manual_seed(0))
+    expected = []
+    for face in points.tolist():
+        x, y = (sum(point[axis] for point in face) / 74 for axis in range(2))
+        size = math.sqrt(sum((a - x) ** 2 + (b - y) ** 2 for a, b in face) / 74)
+        expected.append([value for a, b in face for value in ((a - x) / size, (b - y) / size)])
+    assert torch.allclose(aligned(points), torch.tensor(expected), atol=1e-5)
+    assert torch.allclose(aligned(3 * points + torch.tensor([0.5, -2.0])), aligned(points), atol=1e-5)
+    assert not torch.allclose(aligned(points.flip(2)), aligned(points), atol=0.1)
+
+
 def test_a_reader_says_what_its_layers_say():
     torch.manual_seed(0)
     reader = FaceReader(SMALL).eval()
     reader.mean.copy_(torch.arange(10.0))
     reader.std.copy_(1 + torch.arange(10.0))
-    image = torch.rand(3, 3, 64, 64)
+    image, points = torch.rand(3, 3, 64, 64), torch.rand(3, 74, 2)
+    reader.place_mean.copy_(torch.rand(148))
+    reader.place_std.copy_(1 + torch.rand(148))
     with torch.no_grad():
-        embedding, rotation, expression = reader(image)
+        embedding, rotation, expression = reader(image, points)
         x = reader.trunk(2 * image - 1)
-        state = reader.state(x) * reader.std + reader.mean
+        places = (aligned(points) - reader.place_mean) / reader.place_std
+        state = torch.cat([reader.rotation(x), reader.expression(places)], dim=1) * reader.std + reader.mean
     assert x.shape == (3, 16 * 4) and embedding.shape == (3, 8)
     assert torch.allclose(torch.cat([rotation, expression], dim=1), state)
     assert embedding.norm(dim=1).tolist() == pytest.approx([1] * 3, abs=1e-5)
@@ -97,9 +114,9 @@ def test_it_is_saved_with_its_sizes_and_nothing_else_is_loaded(tmp_path):
     reader = FaceReader(SMALL).eval()
     reader.save(tmp_path / "a.safetensors")
     loaded = FaceReader.load(tmp_path / "a.safetensors")
-    image = torch.rand(1, 3, 64, 64)
+    seen = torch.rand(1, 3, 64, 64), torch.rand(1, 74, 2)
     assert loaded.config == SMALL and not loaded.training
-    assert all(torch.equal(a, b) for a, b in zip(loaded(image), reader(image)))
+    assert all(torch.equal(a, b) for a, b in zip(loaded(*seen), reader(*seen)))
     AnimationModel.from_preset("tiny", system="fomm").save(tmp_path / "b.safetensors")
     with pytest.raises(ValueError, match="holds weights of kind 'animation', expected 'judges'"):
         FaceReader.load(tmp_path / "b.safetensors")
@@ -126,15 +143,15 @@ def test_they_judge_people_that_they_have_not_seen(judges, people):
     one, other = judges(images[:, 0]), judges(images[:, 1])
     # A person is nearer to their other picture than to those of others.
     distance = torch.cdist(one.embedding, other.embedding)
-    assert distance.diagonal().mean() < 0.8 * distance.mean()
-    assert torch.equal(metrics.aed(one.embedding, one.embedding), torch.zeros(16))
-    # Rotation and expression are nearer to the truth than what is usual is.
-    truth = told[:, 0]
-    for column in range(2):
-        error = (one.rotation - truth[:, :3])[:, column].abs().mean()
-        assert error < 0.7 * truth[:, column].abs().mean()
-    agree = metrics.auh(one.units, active_units(truth[:, 3:]))
-    assert agree.mean() < 0.22
+    assert (distance.argmin(1) == torch.arange(16)).float().mean() > 0.8
+    assert distance.diagonal().mean() < 0.6 * distance.mean()
+    # Rotation in degrees.
+    truth, said = told.transpose(0, 1).flatten(0, 1), torch.cat([one.rotation, other.rotation])
+    assert all(error < 4 for error in (said - truth[:, :3]).abs().mean(0))
+    assert (said - truth[:, :3])[:, 0].abs().mean() < 0.4 * truth[:, 0].abs().mean()
+    # Jaw and lids are read well, the others not yet.
+    units = torch.cat([one.units, other.units]) == active_units(truth[:, 3:])
+    assert units[:, [7, 8]].float().mean() > 0.85 and units.float().mean() > 0.75
 
 
 def test_landmarks_are_found_on_faces_and_not_elsewhere(judges, people):
@@ -188,6 +205,14 @@ def test_two_pictures_share_the_person_and_nothing_else(monkeypatch):
     assert torch.equal(told, torch.stack([reader_targets(one.state), reader_targets(other.state)], dim=1))
 
 
+def test_landmarks_are_those_that_the_detector_finds(people):
+    images, detector = people[0].flatten(0, 1), LandmarkDetector.load()
+    found = module.found_landmarks(detector, images)
+    with torch.no_grad():
+        alone = detector(resized(images[31:], 128))[0]
+    assert found.shape == (32, 74, 2) and torch.allclose(found[31:], alone, atol=1e-4)
+
+
 def test_targets_are_degrees_and_means_of_both_sides():
     state = synthetic.neutral_states(1)
     pair = torch.tensor([[0.2, 0.6]])
@@ -211,7 +236,7 @@ def test_the_identity_loss_is_a_cross_entropy_both_ways():
 
 def test_the_memory_keeps_what_belongs_together(monkeypatch):
     """Pictures whose colour tells the person, and targets that do as well."""
-    memory, drawn = PeopleMemory(capacity=6), []
+    memory, drawn = PeopleMemory(LandmarkDetector(), capacity=6), []
 
     def stand_in(count, generator, *, supersample):
         numbers = torch.arange(count) + 4.0 * len(drawn)
@@ -221,11 +246,14 @@ def test_the_memory_keeps_what_belongs_together(monkeypatch):
 
     monkeypatch.setattr(module, "two_pictures", stand_in)
     monkeypatch.setattr(module, "colour_noise", lambda image, generator: image)
+    monkeypatch.setattr(module, "found_landmarks", lambda _, x: 20 * x[:, 0, :1, :2].expand(-1, 74, -1))
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):
         memory.draw(4, generator)
-    images, told = memory(6, generator)
+    images, points, told = memory(6, generator)
     assert images.shape == (12, 3, 64, 64)
+    noise = points - told[:, :1, None]
+    assert noise.std() == pytest.approx(0.005, rel=0.1) and noise.mean().abs() < 0.001
     assert torch.allclose(images.mean((1, 2, 3)) * 20, told[:, 0], atol=0.1)
     assert torch.equal(told[:6] + 0.5, told[6:])  # the same people in the same order
     assert sorted(told[:6, 0].tolist()) == [2, 3, 4, 5, 6, 7]  # the first two had to go
@@ -239,7 +267,7 @@ class Oracle(nn.Module):
         self.told = two_pictures(count, step_generator(0, 0))[1].flatten(0, 1)
         self.at, self.blind = 0, blind
 
-    def forward(self, image):
+    def forward(self, image, points):
         part = slice(self.at, self.at + len(image))
         self.at += len(image)
         person = torch.arange(len(self.told))[part] // 2
