@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 9 · Losses and metrics: what each number sees, and what it is blind to
 #
-# The parts are built. Two questions are left before they can be trained as one: what number should go down while
+# All parts are built, and two questions are left before they can be trained as one: what number should go down while
 # training, and what number says afterwards that the result is good? Each such number looks at one thing and is blind to
 # others. A network finds every blind spot, since nothing else holds it back, and so does anyone who wants a good table.
 #
@@ -479,7 +479,6 @@ plt.show()
 
 # %%
 best = {measure: min(row, key=row.get) for measure, row in rows.items()}
-print(best)
 assert best["ARD, to the film (degrees)"] == best["AUH, to the film"] == "the film"
 assert best["FID, to all right answers"] == "shuffled" and best["L1 × 100, to the right answer"] == "blurred"
 aed = rows["AED, to the right person"]
