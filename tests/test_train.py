@@ -338,8 +338,8 @@ def test_the_learning_rate_falls_twice(tmp_path, clips, monkeypatch):
     monkeypatch.setattr(
         torch.optim.Adam, "step", lambda self, *a, **k: (seen.append(self.param_groups[0]["lr"]), step(self, *a, **k))
     )
-    train(settings(tmp_path / "run", clips, steps=10, batch=2, learning_rate=1e-3), **SIZES)
-    assert seen == pytest.approx([1e-3] * 6 + [1e-4] * 3 + [1e-5])
+    train(settings(tmp_path / "run", clips, steps=20, batch=2, learning_rate=1e-3), **SIZES)
+    assert seen == pytest.approx([1e-3] * 17 + [1e-4] * 2 + [1e-5])
 
 
 def test_splines_are_dropped_early_and_the_background_moves_later(tmp_path, clips, monkeypatch):
