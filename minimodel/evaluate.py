@@ -119,7 +119,7 @@ class Scores:
 
     def table(self) -> str:
         """Markdown, one line each for the model and what it is compared with."""
-        measures = list(next(iter(self.rows.values())))
+        measures = dict.fromkeys(measure for row in self.rows.values() for measure in row)
         lines = ["| | " + " | ".join(measures) + " |", "|---" * (len(measures) + 1) + "|"]
         for line, values in self.rows.items():
             lines.append(f"| {line} | " + " | ".join(_number(values.get(m)) for m in measures) + " |")
@@ -244,9 +244,16 @@ def evaluate(
                 for measure, values in measured.items():
                     row.setdefault(measure, []).append(values.cpu())
     model.train(training)
-    return Scores(
-        {line: {name: float(torch.cat(v).nanmean()) for name, v in row.items()} for line, row in lines.items()}
-    )
+    return Scores(_means(lines))
+
+
+def _means(lines: dict[str, dict[str, list[Tensor]]]) -> dict[str, dict[str, float]]:
+    """Over the frames that have a value; what none has, as AKD where no landmark was found, is left out."""
+    joined = {line: {name: torch.cat(values) for name, values in row.items()} for line, row in lines.items()}
+    return {
+        line: {name: float(values.nanmean()) for name, values in row.items() if not values.isnan().all()}
+        for line, row in joined.items()
+    }
 
 
 def keypoint_distance(made: Verdict, wanted: Verdict, size: int) -> Float[Tensor, "b"]:
@@ -385,7 +392,7 @@ def evaluate_transfer(
             for measure, values in measured.items():
                 lines.setdefault(line, {}).setdefault(measure, []).append(values.cpu())
     model.train(training)
-    rows = {line: {name: float(torch.cat(v).nanmean()) for name, v in row.items()} for line, row in lines.items()}
+    rows = _means(lines)
     if judges is not None:
         truth = torch.cat(seen["truth"])
         for line, row in rows.items():

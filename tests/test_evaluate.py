@@ -312,6 +312,11 @@ def test_judges_compare_what_was_made_with_what_was_wanted(few, features, judges
 
 def test_summary_and_table():
     scores = Scores({"model": {"PSNR": 22.5, "L1": 0.05, "occlusion": 0.7}, "copy": {"PSNR": 20.0, "L1": 0.061234}})
+    unequal = Scores({"model": {"MKR": 1.0}, "copy": {"MKR": 0.5, "AKD": 2.0}})
+    assert (
+        unequal.table().splitlines()[0] == "| | MKR | AKD |"
+        and unequal.table().splitlines()[2] == "| model | 1.00 |  |"
+    )
     assert scores.summary() == {"PSNR": 22.5, "L1": 0.05, "occlusion": 0.7, "gain": 2.5}
     assert scores.table().splitlines() == [
         "| | PSNR | L1 | occlusion |",
@@ -524,6 +529,8 @@ def test_the_command_prints_a_table_and_writes_the_numbers(tmp_path, capsys):
     written = json.loads((tmp_path / "scores.json").read_text())
     assert written["size"] == 32 and written["scores"] == {folder: scores[folder].rows}
     assert scores[folder].rows.keys() == {"model", "copy"}
+    # On grey films no landmarks are found, so there is no distance between them.
+    assert "AED (ours)" in scores[folder].rows["copy"] and "AKD (ours, px)" not in scores[folder].rows["copy"]
 
 
 def test_a_strip_shows_some_clips(clips):
