@@ -58,8 +58,8 @@ from minimodel.transfer import AvdNetwork, avd, avd_path, deformed, flatten, joi
 from minimodel.warping import from_pixels, resize_flow, warp
 
 BETAS = (0.5, 0.999)
-# Shares of the run after which the learning rate is a tenth. Published are 0.6 and 0.9; with a moving average of the
-# weights short runs need no long calm at the end, and refinement learns more from longer full steps.
+# Shares of the run after which the learning rate is a tenth. Published are 0.6 and 0.9, in runs of days; the moving
+# average of the weights does in an hour what a long calm at the end is for.
 MILESTONES = (0.85, 0.95)
 TPSM_MILESTONES = (0.7, 0.9)
 BACKGROUND_FROM = 0.1  # share of the run before which the TPS prior's background stands still
