@@ -15,7 +15,7 @@ test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest -q
-	MINIMODEL_MINUTES=0.2 $(BIN)/pytest -q --nbval --nbval-current-env notebooks
+	MINIMODEL_MINUTES=0.4 $(BIN)/pytest -q --nbval --nbval-current-env notebooks
 
 # The course as pages for a browser, in build/book, from the notebooks as they are.
 book: .venv/ready
