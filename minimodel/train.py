@@ -127,12 +127,17 @@ class TrainConfig:
         """Raise a ValueError for settings that can't be."""
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("give either --steps or --minutes: how long to train")
-        for name in ("steps", "minutes", "batch", "learning_rate"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"--{name.replace('_', '-')} is {value}: expected more than 0")
+        check_positive(self, "steps", "minutes", "batch", "learning_rate")
         if self.motion_steps < 0:
             raise ValueError(f"--motion-steps is {self.motion_steps}: expected 0 or more")
+
+
+def check_positive(config: object, *names: str) -> None:
+    """Raise a ValueError for the first of these settings that is given and not more than 0."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}: expected more than 0")
 
 
 class SyntheticPairs:

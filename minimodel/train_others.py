@@ -6,9 +6,12 @@ Notebooks: ``notebooks/04_landmarks_on_video.ipynb``, ``notebooks/09_losses_and_
 """
 
 import dataclasses
+import itertools
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +42,49 @@ from minimodel.landmarks import (
     spoil,
 )
 from minimodel.model import AnimationModel, Motion
-from minimodel.train import PairStream, TrainConfig, step_generator
+from minimodel.train import PairStream, TrainConfig, check_positive, step_generator
 from minimodel.transfer import AvdNetwork, avd, avd_path, deformed, flatten, join, take
 from minimodel.warping import from_pixels
 
-AVD_RATE = 2e-3
+
+def training_steps(
+    optimizer: torch.optim.Optimizer, rate: float, *, steps: int | None = None, minutes: float
+) -> Iterator[tuple[int, tqdm]]:
+    """Numbers of steps from 0, and the bar that counts them, until ``steps`` are done or, where these aren't given, the
+    ``minutes`` are over. The learning rate falls from ``rate`` to 0, as half a cosine."""
+    began = time.perf_counter()
+    with tqdm(total=steps, unit=" steps", dynamic_ncols=True) as bar:
+        for step in itertools.count():
+            elapsed = (time.perf_counter() - began) / (60 * minutes)
+            progress = elapsed if steps is None else step / steps
+            if progress >= 1:
+                return
+            for group in optimizer.param_groups:
+                group["lr"] = rate * (1 + math.cos(math.pi * progress)) / 2
+            yield step, bar
+            bar.update()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write what shall be in ``path``, whole or not at all: it takes that name when all went well, and else it
+    is gone. What can't be written is known on entering, before minutes of work."""
+    if path.is_dir():
+        raise ValueError(f"{path}: is a directory, expected the name of a file to write")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    unfinished.touch()
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def fast_autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 where it is fast. CPUs of recent years multiply it twice as fast; on older ones it's slow."""
+    fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
 
 
 def colour_noise(image: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> Float[Tensor, "b 3 h w"]:
@@ -72,45 +113,44 @@ class FeaturesConfig:
     seed: int = 0
 
 
+FEATURES_RATE = 1e-3
+
+
 def train_features(config: FeaturesConfig) -> dict[str, float]:
     """Write the weights; print and return the network's accuracy on faces that it hasn't seen."""
+    check_positive(config, "minutes")
     batch, size, seed = config.batch, config.size, config.seed
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
     features = FaceFeatures()
     network = FaceTasks(features, len(synthetic.PARTS)).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(network.parameters(), lr=FEATURES_RATE)
 
     def faces(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         faces = synthetic.Faces.sample(batch, generator).to(device)
         landmarks = from_pixels(synthetic.landmarks(faces, size), (size, size))
         return synthetic.render(faces, size), synthetic.parsing(faces, size // 2), landmarks
 
-    began, step = time.perf_counter(), 0
-    bar = tqdm(unit=" steps", dynamic_ncols=True)
-    while (progress := (time.perf_counter() - began) / (60 * config.minutes)) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * (1 + math.cos(math.pi * progress)) / 2
-        image, parsing, landmarks = faces(step_generator(seed, step + 1000))
-        logits, points = network(colour_noise(image, torch.Generator().manual_seed(step)))
-        terms = F.cross_entropy(logits, parsing), 20 * F.l1_loss(points, landmarks)
-        optimizer.zero_grad()
-        sum(terms).backward()
-        optimizer.step()
-        step += 1
-        bar.update()
-        bar.set_postfix_str(f"parsing {terms[0].item():.3f}, landmarks {terms[1].item() / 20 * size / 2:.2f} px")
+    with whole_file(config.output) as unfinished:
+        for step, bar in training_steps(optimizer, FEATURES_RATE, minutes=config.minutes):
+            image, parsing, landmarks = faces(step_generator(seed, step + 1000))
+            logits, points = network(colour_noise(image, torch.Generator().manual_seed(step)))
+            terms = F.cross_entropy(logits, parsing), 20 * F.l1_loss(points, landmarks)
+            optimizer.zero_grad()
+            sum(terms).backward()
+            optimizer.step()
+            bar.set_postfix_str(f"parsing {terms[0].item():.3f}, landmarks {terms[1].item() / 20 * size / 2:.2f} px")
 
-    sizes, right, error = torch.zeros(len(features.widths), device=device), [], []
-    with torch.no_grad():
-        for number in range(10):
-            image, parsing, landmarks = faces(step_generator(seed, number))
-            logits, points = network(image)
-            sizes += torch.stack([layer.abs().mean() for layer in features(image)[1:]]) / 10
-            right.append((logits.argmax(1) == parsing).float().mean().item())
-            error.append((points - landmarks).norm(dim=-1).mean().item() * size / 2)
-    features.scale.copy_(sizes)
-    save_file({name: value.contiguous() for name, value in features.cpu().state_dict().items()}, config.output)
+        sizes, right, error = torch.zeros(len(features.widths), device=device), [], []
+        with torch.no_grad():
+            for number in range(10):
+                image, parsing, landmarks = faces(step_generator(seed, number))
+                logits, points = network(image)
+                sizes += torch.stack([layer.abs().mean() for layer in features(image)[1:]]) / 10
+                right.append((logits.argmax(1) == parsing).float().mean().item())
+                error.append((points - landmarks).norm(dim=-1).mean().item() * size / 2)
+        features.scale.copy_(sizes)
+        save_file({name: value.contiguous() for name, value in features.cpu().state_dict().items()}, unfinished)
     scores = {"parsing accuracy": sum(right) / 10, "landmark error (px)": sum(error) / 10}
     print(scores)
     return scores
@@ -133,12 +173,13 @@ class AvdConfig:
     seed: int = 0
 
 
+AVD_RATE = 2e-3
+
+
 def train_avd(config: AvdConfig) -> AvdNetwork:
     """Train on two frames of one film (TPSM section 3.4): one gives the shape, the other, deformed as if it were
     someone else's, the pose, and the result shall be that other frame's motion before it was deformed."""
-    for name in ("pairs", "steps", "batch"):
-        if getattr(config, name) <= 0:
-            raise ValueError(f"--{name} is {getattr(config, name)}: expected more than 0")
+    check_positive(config, "pairs", "steps", "batch")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = AnimationModel.load(config.weights).to(device)
     path = avd_path(config.weights)
@@ -204,14 +245,9 @@ class LandmarksTrainConfig:
     seed: int = 0
 
     def check(self) -> None:
-        for name in ("steps", "minutes"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"--{name} is {value}: expected more than 0")
+        check_positive(self, "steps", "minutes")
         if self.batch < 4:
             raise ValueError(f"--batch is {self.batch}: expected at least 4")
-        if self.output.is_dir():
-            raise ValueError(f"{self.output}: is a directory, expected the name of a file to write")
 
 
 NEW_FACES = 4  # steps from one batch of new faces to the next
@@ -276,56 +312,40 @@ def train_landmarks(config: LandmarksTrainConfig) -> dict[str, float]:
     detector = detector.to(memory_format=torch.channels_last).train()
     films = Neighbours(config.video) if config.video else None
     minutes = config.minutes or (8.0 if films else 30.0)
-    optimizer = torch.optim.Adam(detector.parameters(), lr=FIRST_RATE)
+    rate = TUNING_RATE if start else FIRST_RATE
+    optimizer = torch.optim.Adam(detector.parameters(), lr=rate)
     memory = FaceMemory()
-    # What can't be written should be known before minutes of work.
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = config.output.with_name(f".unfinished-{config.output.name}")
-    unfinished.touch()
     pairs = config.batch // 4 if films else 0
-    # CPUs of recent years multiply bfloat16 twice as fast; on older ones it's slow.
-    fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
 
-    began, step = time.perf_counter(), 0
-    bar = tqdm(total=config.steps, unit=" steps", dynamic_ncols=True)
-    while True:
-        elapsed = (time.perf_counter() - began) / (60 * minutes)
-        progress = elapsed if config.steps is None else step / config.steps
-        if progress >= 1:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = (TUNING_RATE if start else FIRST_RATE) * (1 + math.cos(math.pi * progress)) / 2
-        generator = step_generator(config.seed, 1000 + step)
-        if step % NEW_FACES == 0:
-            memory.draw(config.batch, generator)
-        images, points = (value.to(device) for value in memory(config.batch - 2 * pairs, generator))
-        inside = (points.abs() < 1).all(-1)
-        frames = [value.to(device) for value in films(pairs, generator)] if films else []
-        # Every frame gets grain of its own: points are found in spoilt frames and carried over in clean ones.
-        inputs = [images, *(colour_noise(frame, generator) for frame in frames)]
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast):
-            stages = detector.stages(torch.cat(inputs).contiguous(memory_format=torch.channels_last))
-        terms = {"heatmaps": 0.0, "points": 0.0}
-        for logits in stages:
-            found = soft_argmax(logits)[0]
-            terms["heatmaps"] += heatmap_loss(logits[: len(images)], points, inside)
-            terms["points"] += POINT_WEIGHT * point_loss(found[: len(images)], points, inside)
-        if films:
-            registration, reliable = registration_loss(*frames, *found[len(images) :].chunk(2))
-            terms["registration"] = config.registration * POINT_WEIGHT * registration
-        optimizer.zero_grad()
-        sum(terms.values()).backward()
-        optimizer.step()
-        step += 1
-        bar.update()
-        shown = f"{terms['points'].item() / POINT_WEIGHT / len(stages) * SIZE / 2:.2f} px"
-        if films:
-            shown += f", registration {registration.item() * SIZE / 2:.2f} px ({reliable.item():.0%} reliable)"
-        bar.set_postfix_str(shown)
-
-    detector = detector.cpu().eval()
-    detector.save(unfinished)
-    os.replace(unfinished, config.output)
+    with whole_file(config.output) as unfinished:
+        for step, bar in training_steps(optimizer, rate, steps=config.steps, minutes=minutes):
+            generator = step_generator(config.seed, 1000 + step)
+            if step % NEW_FACES == 0:
+                memory.draw(config.batch, generator)
+            images, points = (value.to(device) for value in memory(config.batch - 2 * pairs, generator))
+            inside = (points.abs() < 1).all(-1)
+            frames = [value.to(device) for value in films(pairs, generator)] if films else []
+            # Every frame gets grain of its own: points are found in spoilt frames and carried over in clean ones.
+            inputs = [images, *(colour_noise(frame, generator) for frame in frames)]
+            with fast_autocast(device):
+                stages = detector.stages(torch.cat(inputs).contiguous(memory_format=torch.channels_last))
+            terms = {"heatmaps": 0.0, "points": 0.0}
+            for logits in stages:
+                found = soft_argmax(logits)[0]
+                terms["heatmaps"] += heatmap_loss(logits[: len(images)], points, inside)
+                terms["points"] += POINT_WEIGHT * point_loss(found[: len(images)], points, inside)
+            if films:
+                registration, reliable = registration_loss(*frames, *found[len(images) :].chunk(2))
+                terms["registration"] = config.registration * POINT_WEIGHT * registration
+            optimizer.zero_grad()
+            sum(terms.values()).backward()
+            optimizer.step()
+            shown = f"{terms['points'].item() / POINT_WEIGHT / len(stages) * SIZE / 2:.2f} px"
+            if films:
+                shown += f", registration {registration.item() * SIZE / 2:.2f} px ({reliable.item():.0%} reliable)"
+            bar.set_postfix_str(shown)
+        detector = detector.cpu().eval()
+        detector.save(unfinished)
     scores = landmark_scores(detector)
     print({name: round(value, 3) for name, value in scores.items()})
     return scores
@@ -356,14 +376,9 @@ class JudgesConfig:
     seed: int = 0
 
     def check(self) -> None:
-        for name in ("steps", "minutes"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"--{name} is {value}: expected more than 0")
+        check_positive(self, "steps", "minutes")
         if self.batch < 2:
             raise ValueError(f"--batch is {self.batch}: expected at least 2, as people are told apart")
-        if self.output.is_dir():
-            raise ValueError(f"{self.output}: is a directory, expected the name of a file to write")
 
 
 NEW_PEOPLE = 8  # steps from one batch of new people to the next
@@ -455,40 +470,23 @@ def train_judges(config: JudgesConfig) -> dict[str, float]:
     reader.place_mean.copy_(places.mean(0)), reader.place_std.copy_(places.std(0))
     reader = reader.to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(reader.parameters(), lr=READER_RATE)
-    # What can't be written should be known before minutes of work.
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = config.output.with_name(f".unfinished-{config.output.name}")
-    unfinished.touch()
-    # CPUs of recent years multiply bfloat16 twice as fast; on older ones it's slow.
-    fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
 
-    began, step = time.perf_counter(), 0
-    bar = tqdm(total=config.steps, unit=" steps", dynamic_ncols=True)
-    while True:
-        elapsed = (time.perf_counter() - began) / (60 * minutes)
-        progress = elapsed if config.steps is None else step / config.steps
-        if progress >= 1:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = READER_RATE * (1 + math.cos(math.pi * progress)) / 2
-        generator = step_generator(config.seed, 1000 + step)
-        if step % NEW_PEOPLE == 0:
-            memory.draw(config.batch, generator)
-        images, points, told = (value.to(device) for value in memory(config.batch, generator))
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast):
-            embedding, *state = reader(images.contiguous(memory_format=torch.channels_last), points)
-        missed = F.l1_loss(torch.cat(state, dim=1) / reader.std, told / reader.std)
-        identity = identity_loss(*embedding.chunk(2))
-        optimizer.zero_grad()
-        (identity + STATE_WEIGHT * missed).backward()
-        optimizer.step()
-        step += 1
-        bar.update()
-        bar.set_postfix_str(f"identity {identity.item():.3f}, state {missed.item():.3f}")
-
-    reader = reader.cpu().eval()
-    reader.save(unfinished)
-    os.replace(unfinished, config.output)
+    with whole_file(config.output) as unfinished:
+        for step, bar in training_steps(optimizer, READER_RATE, steps=config.steps, minutes=minutes):
+            generator = step_generator(config.seed, 1000 + step)
+            if step % NEW_PEOPLE == 0:
+                memory.draw(config.batch, generator)
+            images, points, told = (value.to(device) for value in memory(config.batch, generator))
+            with fast_autocast(device):
+                embedding, *state = reader(images.contiguous(memory_format=torch.channels_last), points)
+            missed = F.l1_loss(torch.cat(state, dim=1) / reader.std, told / reader.std)
+            identity = identity_loss(*embedding.chunk(2))
+            optimizer.zero_grad()
+            (identity + STATE_WEIGHT * missed).backward()
+            optimizer.step()
+            bar.set_postfix_str(f"identity {identity.item():.3f}, state {missed.item():.3f}")
+        reader = reader.cpu().eval()
+        reader.save(unfinished)
     scores = judge_scores(reader)
     print({name: round(value, 3) for name, value in scores.items()})
     return scores

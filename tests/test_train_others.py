@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import imageio.v3 as iio
 import numpy as np
@@ -35,7 +36,9 @@ from minimodel.train_others import (
     train_features,
     train_judges,
     train_landmarks,
+    training_steps,
     two_pictures,
+    whole_file,
 )
 from minimodel.transfer import AvdNetwork, avd, deformed
 from tests.test_train import SIZES, face_clips
@@ -44,6 +47,43 @@ from tests.test_train import SIZES, face_clips
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     return face_clips(tmp_path_factory.mktemp("faces") / "clips")
+
+
+# ---------------------------------------------------------------------------------------------------- what all share
+
+
+@pytest.mark.parametrize("by", ["steps", "minutes"])
+def test_a_run_ends_in_time_and_its_rate_falls_as_half_a_cosine(monkeypatch, capsys, by):
+    ticks = iter(range(100))  # the clock is looked at once at first and once a step, and each time six seconds are gone
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: 6.0 * next(ticks)))
+    optimizer = torch.optim.SGD([{"params": nn.Parameter(torch.zeros(1))} for _ in range(2)], lr=9.0)
+    length = dict(steps=8, minutes=0.001) if by == "steps" else dict(minutes=0.8)  # steps count where both are given
+    seen = []
+    for step, bar in training_steps(optimizer, 0.5, **length):
+        seen.append((step, *(group["lr"] for group in optimizer.param_groups)))
+        bar.set_postfix_str(f"in step {step}")
+    done = [number / 8 for number in (range(8) if by == "steps" else range(1, 8))]
+    rates = [0.25 + 0.25 * math.cos(math.pi * progress) for progress in done]
+    assert seen == [(step, pytest.approx(rate), pytest.approx(rate)) for step, rate in enumerate(rates)]
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert f"in step {len(done) - 1}" in last and ("8/8" if by == "steps" else "7 steps") in last
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "file"
+    for content in ("one", "two"):
+        with whole_file(path) as unfinished:
+            unfinished.write_text(content)
+            assert not path.exists() or path.read_text() == "one"
+        assert path.read_text() == content and list(path.parent.iterdir()) == [path]
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as unfinished:
+        unfinished.write_text("half of")
+        raise KeyboardInterrupt
+    assert path.read_text() == "two" and list(path.parent.iterdir()) == [path]
+    for place, error, message in ((path.parent, ValueError, "is a directory"), (path / "below", OSError, "new/file")):
+        with pytest.raises(error, match=message), whole_file(place):
+            pytest.fail("nothing should be begun that can't be kept")
+    assert path.read_text() == "two" and list(path.parent.iterdir()) == [path]
 
 
 # ------------------------------------------------------------------------------------------------------------- features
