@@ -234,6 +234,16 @@ class TrainingStep(nn.Module):
         self.model, self.features, self.weights = model, features, weights
         self.discriminator = losses.Discriminator() if model.config.generator == "residual" else None
 
+    @property
+    def learners(self) -> dict[str, nn.Module]:
+        """What learns: all but the features."""
+        return dict(model=self.model) | ({} if self.discriminator is None else dict(discriminator=self.discriminator))
+
+    @property
+    def learned(self) -> list[nn.Parameter]:
+        """The parameters of `learners`, for an optimizer."""
+        return [parameter for learner in self.learners.values() for parameter in learner.parameters()]
+
     def forward(
         self, batch: dict[str, Tensor], *, motion_only: bool = False, progress: float = 1.0
     ) -> dict[str, Tensor]:
@@ -347,10 +357,7 @@ def train(config: TrainConfig, **sizes) -> AnimationModel:
 
     step_module = TrainingStep(model, features, config.loss).to(accelerator.device, memory_format=torch.channels_last)
     average = AveragedModel(model, multi_avg_fn=partial(_average, decay=config.average), use_buffers=True)
-    learners = dict(model=model)
-    if step_module.discriminator is not None:
-        learners["discriminator"] = step_module.discriminator
-    parameters = [parameter for learner in learners.values() for parameter in learner.parameters()]
+    learners, parameters = step_module.learners, step_module.learned
     optimizer = torch.optim.Adam(parameters, lr=rate, betas=BETAS)
     state = load_checkpoint(config.output, learners, average, optimizer)
     step_module, optimizer = accelerator.prepare(step_module, optimizer)
