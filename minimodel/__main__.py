@@ -11,14 +11,12 @@ from minimodel.bench import BenchConfig, bench
 from minimodel.evaluate import EvaluateConfig
 from minimodel.evaluate import run as evaluate
 from minimodel.prepare import LandmarksConfig, PrepareConfig, SynthesizeConfig, landmarks, prepare, synthesize
-from minimodel.train import (
+from minimodel.train import TrainConfig, TrainingStopped, train
+from minimodel.train_others import (
     AvdConfig,
     FeaturesConfig,
     JudgesConfig,
     LandmarksTrainConfig,
-    TrainConfig,
-    TrainingStopped,
-    train,
     train_avd,
     train_features,
     train_judges,

@@ -66,14 +66,15 @@ def animate(config: AnimateConfig, *, batch: int = 8) -> Path:
     if config.driving.suffix == ".npz":
         points, fps = read_landmarks(config.driving)
         count, timing = len(points), dict(fps=fps)
+
+        def driving() -> Iterable[Tensor]:
+            return points
     else:
         clip = Clip(config.driving)
         count, timing = len(clip), dict(like=clip)
 
-    def driving() -> Iterable[Tensor]:
-        if "fps" in timing:
-            return iter(points)
-        return (fit(frame[None] / 255, size)[0] for _, frame in clip.decode())
+        def driving() -> Iterable[Tensor]:
+            return (fit(frame[None] / 255, size)[0] for _, frame in clip.decode())
 
     metadata = {"comment": SYNTHETIC, "synthetic_media": "true"}
     with VideoWriter(config.output, **timing, metadata=metadata) as film:

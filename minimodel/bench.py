@@ -179,9 +179,9 @@ def convolution_speed(device: torch.device) -> float:
 
 def time_training(model: AnimationModel, source: torch.Tensor, driving: torch.Tensor, repeats: int) -> float:
     """Median seconds of a step that trains all: losses, gradients and Adam. Steps of motion alone cost less."""
-    features = load_features(PRESET_FEATURES[model.config.preset]).to(source.device)
-    step = TrainingStep(model.train(), features, Weights())
-    optimizer = torch.optim.Adam(model.parameters())
+    features = load_features(PRESET_FEATURES[model.config.preset])
+    step = TrainingStep(model.train(), features, Weights()).to(source.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(step.learned)
     transform = random_transforms(len(source), torch.Generator().manual_seed(0))
     numbers = dict(control=transform.control, weights=transform.weights, affine=transform.affine)
     batch = dict(source=source, driving=driving) | {name: value.to(source.device) for name, value in numbers.items()}

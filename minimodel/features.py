@@ -154,6 +154,19 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def _filled(network: nn.Module, weights: str, *, whose: str, name: str, url: str) -> nn.Module:
+    """The network with the weights of a file, or with those that are published at ``url`` where ``weights`` is their
+    ``name``. A file without them is a ValueError in one line; published ones that can't be had are an OSError."""
+    try:
+        state = published(url) if weights == name else read_weights(weights)
+        network.load_state_dict({key: state[key] for key in network.state_dict()})
+    except Exception as error:  # torch raises many kinds
+        if weights == name:
+            raise OSError(str(error)) from error
+        raise ValueError(f"{weights}: not a file with {whose} weights ({type(error).__name__})") from error
+    return network
+
+
 def load_features(name: str = "faces") -> nn.Module:
     """Frozen features by name, with the name of what was really loaded in ``.source``.
 
@@ -166,13 +179,9 @@ def load_features(name: str = "faces") -> nn.Module:
     else:
         if name != "vgg19" and not Path(name).is_file():
             raise ValueError(f"features {name!r}: expected 'faces', 'vgg19' or a file with VGG-19 weights")
-        network = VGG19()
         try:
-            state = published(VGG19_URL) if name == "vgg19" else read_weights(name)
-            network.load_state_dict({key: state[key] for key in network.state_dict()})
-        except Exception as error:  # torch raises many kinds
-            if name != "vgg19":
-                raise ValueError(f"{name}: not a file with VGG-19's weights ({type(error).__name__})") from error
+            network = _filled(VGG19(), name, whose="VGG-19's", name="vgg19", url=VGG19_URL)
+        except OSError as error:
             warnings.warn(f"no VGG-19 weights ({error}): the shipped face features are used instead", stacklevel=2)
             return load_features("faces")
     network.source = name
@@ -187,14 +196,10 @@ def load_lpips(name: str = "alex") -> tuple[AlexNet, list[Tensor]]:
     """
     if name != "alex" and not Path(name).is_file():
         raise ValueError(f"LPIPS {name!r}: expected 'alex' or a file with AlexNet's weights")
-    network = AlexNet()
     try:
-        state = published(ALEXNET_URL) if name == "alex" else read_weights(name)
-        network.load_state_dict({key: state[key] for key in network.state_dict()})
-    except Exception as error:  # torch raises many kinds
-        if name == "alex":
-            raise ValueError(f"LPIPS needs AlexNet's weights, which can't be had ({error}): {ALEXNET_URL}") from error
-        raise ValueError(f"{name}: not a file with AlexNet's weights ({type(error).__name__})") from error
+        network = _filled(AlexNet(), name, whose="AlexNet's", name="alex", url=ALEXNET_URL)
+    except OSError as error:
+        raise ValueError(f"LPIPS needs AlexNet's weights, which can't be had ({error}): {ALEXNET_URL}") from error
     with resources.as_file(resources.files("torchmetrics") / "functional/image/lpips_models/alex.pth") as path:
         channels = read_weights(path)
     weights = [channels[f"lin{number}.model.1.weight"].flatten() for number in range(5)]

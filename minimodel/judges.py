@@ -7,6 +7,8 @@ which all answers are known. Numbers by one set of judges can't be compared with
 
 Inception isn't here: it is published as pickles and TorchScript, which are programs, and rebuilding it takes hundreds
 of lines. `minimodel.metrics.fid` takes any network's features; those of ours are `minimodel.features.FaceFeatures`.
+
+Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
 """
 
 import dataclasses

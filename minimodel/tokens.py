@@ -2,6 +2,8 @@
 prior of MRFA section 4; Tao et al. 2022, "Motion Transformer for Unsupervised Image Animation").
 
 What a heatmap says about a part depends on what lies around it. A token asks the whole image, and the other parts.
+
+Notebook: ``notebooks/03_unsupervised_keypoints.ipynb``.
 """
 
 import torch

@@ -449,6 +449,6 @@ assert error["labels and film"] < min(1.1 * error["before"], error["film alone"]
 # ## Read next
 #
 # The code of this notebook: [`minimodel/landmarks.py`](../minimodel/landmarks.py), the training in
-# [`minimodel/train.py`](../minimodel/train.py) (`minimodel landmarks-train --help`). `minimodel landmarks film.mp4` writes
-# the points of a film of yours. Next: [5 · Landmark motion](05_landmark_motion.ipynb), a photo that moves by nothing but
-# these points.
+# [`minimodel/train_others.py`](../minimodel/train_others.py) (`minimodel landmarks-train --help`). `minimodel landmarks film.mp4`
+# writes the points of a film of yours. Next: [5 · Landmark motion](05_landmark_motion.ipynb), a photo that moves by
+# nothing but these points.

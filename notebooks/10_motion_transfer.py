@@ -434,6 +434,6 @@ show.pictures({name: frames[[2, 7, 12, 17, 22]] for name, frames in rows.items()
 #
 # The code of this notebook: [`minimodel/transfer.py`](../minimodel/transfer.py),
 # `evaluate_transfer` in [`minimodel/evaluate.py`](../minimodel/evaluate.py), `train_avd` in
-# [`minimodel/train.py`](../minimodel/train.py). On your own photo:
+# [`minimodel/train_others.py`](../minimodel/train_others.py). On your own photo:
 # `minimodel animate --mode relative --source me.jpg --driving somebody.mp4`. Next:
 # [11 · Train a full model](11_train_a_full_model.ipynb).

@@ -59,6 +59,26 @@ def test_the_bench_runs_and_its_stages_do_not_overlap(system, prior, capsys):
     assert 0.3 * total < sum(spent.values()) <= 1.05 * total
 
 
+@pytest.mark.parametrize("system", ["mrfa", "s2d"])
+def test_a_timed_step_moves_what_training_moves(system, monkeypatch):
+    """Also the discriminator, which isn't a part of the model; not the features."""
+    steps = []
+
+    class Step(module.TrainingStep):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            steps.append((self, {name: value.clone() for name, value in self.named_parameters()}))
+
+    monkeypatch.setattr(module, "TrainingStep", Step)
+    torch.manual_seed(0)
+    model = AnimationModel.from_preset("tiny", system=system)
+    assert module.time_training(model, *torch.rand(2, 2, 3, 64, 64), 1) > 0
+    ((step, before),) = steps
+    moved = {name.split(".")[0] for name, value in step.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == {"model"} | ({"discriminator"} if system == "s2d" else set())
+    assert {name.split(".")[0] for name in before} == moved | {"features"}
+
+
 def test_no_module_is_counted_twice():
     for system in ("mrfa", "fomm", "npmr", "tpsm", "s2d"):
         model = AnimationModel.from_preset("tiny", system=system)

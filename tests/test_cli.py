@@ -75,6 +75,7 @@ def complaints(text):
 ABLATE = dict(table="s2d-4", output="out", pairs="8")
 ANIMATE = dict(source="photo.png", driving="clips/a.mp4", output="out.mp4", weights="model.safetensors")
 AVD = dict(weights="model.safetensors", data="clips", pairs="2", steps="1")
+FEATURES = dict(output="out.safetensors", minutes="0.01")
 JUDGES = dict(output="out.safetensors", steps="1")
 EVALUATE = dict(weights="model.safetensors", data="clips", output="out.json")
 PREPARE = dict(videos="clips", output="out")
@@ -144,6 +145,10 @@ CASES = [
     ("evaluate", EVALUATE, dict(lpips="missing.pth"), "LPIPS 'missing.pth': expected 'alex' or a file with AlexNet's"),
     ("evaluate", EVALUATE, dict(lpips="pickle.pt"), "pickle.pt: not a file with AlexNet's weights"),
     ("evaluate", EVALUATE, dict(lpips="foreign.pth"), "foreign.pth: not a file with AlexNet's weights"),
+    # features
+    ("features", FEATURES, dict(minutes="0"), "--minutes is 0.0: expected more than 0"),
+    ("features", FEATURES, dict(output="clips"), "clips: is a directory"),
+    ("features", FEATURES, dict(output="file/out"), "'file'"),
     # judges
     ("judges", JUDGES, dict(steps="0"), "--steps is 0: expected more than 0"),
     ("judges", JUDGES, dict(minutes="-1"), "--minutes is -1.0: expected more than 0"),

@@ -1,18 +1,14 @@
-"""Judges: what they say of faces whose truth is known, and how they are trained."""
+"""Judges: what they say of faces whose truth is known."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from minimodel import metrics
-from minimodel import train as module
 from minimodel.data import synthetic
 from minimodel.judges import (
     EXPRESSION,
-    ROTATION,
     UNITS,
     FaceReader,
     ReaderConfig,
@@ -21,18 +17,8 @@ from minimodel.judges import (
     load_judges,
     resized,
 )
-from minimodel.landmarks import LandmarkDetector
 from minimodel.model import AnimationModel
-from minimodel.train import (
-    JudgesConfig,
-    PeopleMemory,
-    identity_loss,
-    judge_scores,
-    reader_targets,
-    step_generator,
-    train_judges,
-    two_pictures,
-)
+from minimodel.train_others import two_pictures
 
 SMALL = ReaderConfig(widths=(8, 8, 16), narrow=4, embedding=8, hidden=16)
 
@@ -184,117 +170,3 @@ def test_blur_costs_fid_more_the_more_there_is(judges, people):
     for side in (48, 32, 16):
         distances.append(float(metrics.fid(judges(resized(resized(images, side), 64)).features, features)))
     assert 0 < distances[0] < distances[1] < distances[2]
-
-
-# -------------------------------------------------------------------------------------------------------- training
-
-
-def test_two_pictures_share_the_person_and_nothing_else(monkeypatch):
-    drawn = []
-    monkeypatch.setattr(
-        synthetic, "render", lambda faces, size, supersample: drawn.append(faces) or torch.zeros(4, 3, 64, 64)
-    )
-    images, told = two_pictures(4, torch.Generator().manual_seed(0))
-    one, other = drawn
-    assert images.shape == (4, 2, 3, 64, 64)
-    for name in ("skin", "width", "hair", "eye_spacing", "glasses", "phase"):
-        assert torch.equal(getattr(one.identity, name), getattr(other.identity, name))
-    for name in ("backdrop", "center", "collar"):
-        assert not (getattr(one.identity, name) == getattr(other.identity, name)).reshape(4, -1).all(1).any()
-    assert not (one.state.yaw == other.state.yaw).any() and not (one.state.light == other.state.light).all(1).any()
-    assert torch.equal(told, torch.stack([reader_targets(one.state), reader_targets(other.state)], dim=1))
-
-
-def test_landmarks_are_those_that_the_detector_finds(people):
-    images, detector = people[0].flatten(0, 1), LandmarkDetector.load()
-    found = module.found_landmarks(detector, images)
-    with torch.no_grad():
-        alone = detector(resized(images[31:], 128))[0]
-    assert found.shape == (32, 74, 2) and torch.allclose(found[31:], alone, atol=1e-4)
-
-
-def test_targets_are_degrees_and_means_of_both_sides():
-    state = synthetic.neutral_states(1)
-    pair = torch.tensor([[0.2, 0.6]])
-    state = replace(
-        state, yaw=torch.tensor([math.pi / 6]), roll=torch.tensor([-0.1]), brows=pair, lids=pair, smile=pair[:, 1]
-    )
-    told = dict(zip(ROTATION + EXPRESSION, reader_targets(state)[0].tolist(), strict=True))
-    expected = dict(yaw=30, pitch=0, roll=-18 / math.pi, jaw=0, part=0, smile=0.6, wide=0, brows=0.4, frown=0, lids=0.4)
-    assert told == pytest.approx(expected)
-
-
-def test_the_identity_loss_is_a_cross_entropy_both_ways():
-    one, other = nn.functional.normalize(torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0)), dim=-1)
-    total = 0.0
-    for n in range(5):
-        there = [math.exp(10 * float(one[n] @ other[k])) for k in range(5)]
-        back = [math.exp(10 * float(one[k] @ other[n])) for k in range(5)]
-        total -= math.log(there[n] / sum(there)) + math.log(back[n] / sum(back))
-    assert float(identity_loss(one, other)) == pytest.approx(total / 10, rel=1e-4)
-
-
-def test_the_memory_keeps_what_belongs_together(monkeypatch):
-    """Pictures whose colour tells the person, and targets that do as well."""
-    memory, drawn = PeopleMemory(LandmarkDetector(), capacity=6), []
-
-    def stand_in(count, generator, *, supersample):
-        numbers = torch.arange(count) + 4.0 * len(drawn)
-        drawn.append(numbers)
-        both = torch.stack([numbers, numbers + 0.5], dim=1)
-        return (both / 20)[:, :, None, None, None].expand(-1, -1, 3, 64, 64), both[:, :, None].expand(-1, -1, 10)
-
-    monkeypatch.setattr(module, "two_pictures", stand_in)
-    monkeypatch.setattr(module, "colour_noise", lambda image, generator: image)
-    monkeypatch.setattr(module, "found_landmarks", lambda _, x: 20 * x[:, 0, :1, :2].expand(-1, 74, -1))
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(2):
-        memory.draw(4, generator)
-    images, points, told = memory(6, generator)
-    assert images.shape == (12, 3, 64, 64)
-    noise = points - told[:, :1, None]
-    assert noise.std() == pytest.approx(0.005, rel=0.1) and noise.mean().abs() < 0.001
-    assert torch.allclose(images.mean((1, 2, 3)) * 20, told[:, 0], atol=0.1)
-    assert torch.equal(told[:6] + 0.5, told[6:])  # the same people in the same order
-    assert sorted(told[:6, 0].tolist()) == [2, 3, 4, 5, 6, 7]  # the first two had to go
-
-
-class Oracle(nn.Module):
-    """Knows the truth about the pictures that it is asked about, in their order."""
-
-    def __init__(self, count, blind=False):
-        super().__init__()
-        self.told = two_pictures(count, step_generator(0, 0))[1].flatten(0, 1)
-        self.at, self.blind = 0, blind
-
-    def forward(self, image, points):
-        part = slice(self.at, self.at + len(image))
-        self.at += len(image)
-        person = torch.arange(len(self.told))[part] // 2
-        embedding = torch.eye(len(self.told))[person * (not self.blind)]
-        told = self.told.mean(0).expand(len(image), -1) if self.blind else self.told[part]
-        return embedding, *told.split([3, 7], dim=1)
-
-
-def test_scores_of_who_knows_all_and_of_who_knows_nothing(monkeypatch):
-    monkeypatch.setattr(synthetic, "render", lambda faces, size, supersample: torch.zeros(len(faces), 3, 64, 64))
-    scores = judge_scores(Oracle(20), count=20)
-    assert scores["same person"] == 1
-    assert all(scores[f"{name} (degrees)"] == 0 for name in ROTATION)
-    assert all(scores[f"{name} (R²)"] == 1 for name in EXPRESSION) and all(scores[name] == 1 for name in UNITS)
-    blind = judge_scores(Oracle(20, blind=True), count=20)
-    assert blind["same person"] == 0.5 and blind["yaw (degrees)"] > 5
-    assert all(abs(blind[f"{name} (R²)"]) < 1e-5 for name in EXPRESSION)
-
-
-def test_judges_learn_and_can_be_loaded(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "judge_scores", lambda reader: judge_scores(reader, count=4))
-    scores = train_judges(JudgesConfig(tmp_path / "new" / "judges.safetensors", steps=2, batch=3))
-    assert str(round(scores["yaw (degrees)"], 3)) in capsys.readouterr().out
-    reader = FaceReader.load(tmp_path / "new" / "judges.safetensors")
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["judges.safetensors"]
-    # The same steps give the same weights, and the output is in the units of the states.
-    train_judges(JudgesConfig(tmp_path / "again.safetensors", steps=2, batch=3))
-    again = FaceReader.load(tmp_path / "again.safetensors").state_dict()
-    assert all(torch.equal(value, again[name]) for name, value in reader.state_dict().items())
-    assert reader.std[0] > 5 and reader.std[3] < 1 and reader.mean[-1] == pytest.approx(0.92, abs=0.02)

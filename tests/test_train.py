@@ -14,11 +14,8 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
-import imageio.v3 as iio
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -27,27 +24,9 @@ from minimodel import evaluate as evaluate_module
 from minimodel import train as module
 from minimodel.data import synthetic
 from minimodel.data.video import VideoWriter
-from minimodel.features import FaceFeatures
-from minimodel.landmarks import LandmarkDetector
 from minimodel.model import AnimationModel, HourglassSizes, ResNetSizes, TokenSizes
 from minimodel.refinement import UpdaterWidths
-from minimodel.train import (
-    AvdConfig,
-    FaceMemory,
-    FeaturesConfig,
-    LandmarksTrainConfig,
-    Neighbours,
-    PairStream,
-    TrainConfig,
-    TrainingStopped,
-    landmark_scores,
-    motion_pairs,
-    train,
-    train_avd,
-    train_features,
-    train_landmarks,
-)
-from minimodel.transfer import AvdNetwork, avd, deformed
+from minimodel.train import PairStream, TrainConfig, TrainingStopped, train
 
 ROOT = Path(__file__).parents[1]
 # Every part of `tiny`, as small as it gets: a step takes a tenth of a second.
@@ -366,108 +345,6 @@ def test_splines_are_dropped_early_and_the_background_moves_later(tmp_path, clip
 def test_the_probability_of_dropping_rises_and_ends():
     for progress, expected in ((0.0, 0.1), (0.01, 0.13), (0.05, 0.25), (0.07, 0.3), (0.3499, 0.3), (0.35, 0), (1.0, 0)):
         assert module.dropout_probability(progress) == pytest.approx(expected)
-
-
-def test_features_learn_and_can_be_loaded(tmp_path):
-    scores = train_features(FeaturesConfig(tmp_path / "features.safetensors", minutes=0.01, batch=2, size=32))
-    features = FaceFeatures()
-    features.load_state_dict(load_file(tmp_path / "features.safetensors"))
-    assert 0 < scores["parsing accuracy"] < 1 and scores["landmark error (px)"] > 0
-    # Each layer is divided by its mean size over faces, so that all count alike.
-    with torch.no_grad():
-        taken = features(synthetic.render(synthetic.Faces.sample(8, 0), 32))
-    assert all(0.5 < float(layer.abs().mean()) < 2 for layer in taken[1:])
-
-
-def small_model(path, **options):
-    torch.manual_seed(0)
-    model = AnimationModel.from_preset("tiny", **SIZES | options)
-    model.save(path)
-    return model.eval()
-
-
-@pytest.mark.parametrize("system", ["mrfa", "npmr"])  # points with matrices and without
-def test_avd_learns_to_undo_deformations(tmp_path, clips, system):
-    model = small_model(tmp_path / "model.safetensors", system=system)
-    config = AvdConfig(str(tmp_path / "model.safetensors"), (str(clips),), pairs=32, steps=300, batch=32)
-    network = train_avd(config)
-    source, wanted = motion_pairs(model, config, torch.device("cpu"))
-    assert len(source.points) == 32 and (source.affine is None) == (system == "npmr")
-    strange = deformed(wanted, torch.Generator().manual_seed(9))
-    with torch.no_grad():
-        error = (avd(source, strange, network).points - wanted.points).abs().mean()
-    assert error < 0.5 * (strange.points - wanted.points).abs().mean()
-    # What was saved is what was trained, and the same command makes the same bits.
-    loaded = AvdNetwork.load(tmp_path / "model.safetensors", model)
-    again = train_avd(config)
-    for one, other, third in zip(*(n.state_dict().values() for n in (network, loaded, again))):
-        assert torch.equal(one, other) and torch.equal(one, third)
-
-
-# ------------------------------------------------------------------------------------------------------ landmarks
-
-
-def test_the_landmark_detector_learns_and_goes_on_with_films(tmp_path, clips, monkeypatch):
-    torch.manual_seed(0)
-    monkeypatch.setattr(module, "landmark_scores", partial(landmark_scores, count=8))
-    fresh = module.landmark_scores(LandmarkDetector().eval())
-    path, tuned = tmp_path / "new" / "a.safetensors", tmp_path / "b.safetensors"
-    scores = train_landmarks(LandmarksTrainConfig(path, steps=20, batch=8))
-    assert 0 < scores["all (px)"] < 0.8 * fresh["all (px)"] and scores["pupils (px)"] > 0
-    assert [file.name for file in path.parent.iterdir()] == ["a.safetensors"]
-    train_landmarks(LandmarksTrainConfig(tuned, video=(str(clips),), start=str(path), steps=3, batch=4))
-    one, other = load_file(path), load_file(tuned)
-    moved = max(float((one[name] - other[name]).abs().max()) for name in one if "weight" in name)
-    assert one.keys() == other.keys() and 0 < moved < 0.1  # it went on from there
-
-
-def test_kept_faces_have_their_landmarks_and_the_oldest_go():
-    memory = FaceMemory(capacity=6)
-    memory.draw(4, torch.Generator().manual_seed(0))
-    kept = memory.images[:4].clone()
-    memory.draw(3, torch.Generator().manual_seed(1))
-    assert (memory.images[1:4] == kept[1:4]).all() and not (memory.images[0] == kept[0]).all()
-    faces = synthetic.Faces.sample(3, 1)
-    order = [4, 5, 0]
-    assert torch.equal(memory.points[order], synthetic.landmarks(faces))
-    # At one ray a pixel the pictures are rougher than at four, but of the same people.
-    assert (memory.images[order] / 255 - synthetic.render(faces, 128)).abs().mean() < 0.03
-    (images, points), (again, _) = (memory(5, torch.Generator().manual_seed(2)) for _ in range(2))
-    assert images.shape == (5, 3, 128, 128) and points.shape == (5, 74, 2) and torch.equal(images, again)
-
-
-def test_neighbours_are_neighbouring_frames_in_both_orders(tmp_path):
-    for number in range(2):
-        (tmp_path / str(number)).mkdir()
-        for frame in range(5):
-            level = np.full((16, 16, 3), 100 * number + 20 * frame, dtype=np.uint8)
-            iio.imwrite(tmp_path / str(number) / f"{frame}.png", level)
-    start, end = Neighbours((str(tmp_path),))(40, torch.Generator().manual_seed(0))
-    levels = [(frames.mean((1, 2, 3)) * 255).round() for frames in (start, end)]
-    assert set((levels[1] - levels[0]).tolist()) == {20, -20}
-    assert set(levels[0].tolist()) == {100 * number + 20 * frame for number in range(2) for frame in range(5)}
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (dict(steps=0), "--steps is 0: expected more than 0"),
-        (dict(minutes=0.0), "--minutes is 0.0: expected more than 0"),
-        (dict(batch=2), "--batch is 2: expected at least 4"),
-        (dict(start="missing"), "weights 'missing': no such file"),
-        (dict(video=("missing",), start="SELF"), "missing: no such film or folder"),
-    ],
-)
-def test_wrong_settings_of_landmarks_are_named_before_anything_is_written(tmp_path, options, message):
-    if options.get("start") == "SELF":
-        LandmarkDetector().save(tmp_path / "start.safetensors")
-        options = options | dict(start=str(tmp_path / "start.safetensors"))
-    before = set(tmp_path.iterdir())
-    with pytest.raises(ValueError, match=message):
-        train_landmarks(LandmarksTrainConfig(tmp_path / "out.safetensors", **options))
-    with pytest.raises(ValueError, match="is a directory"):
-        train_landmarks(LandmarksTrainConfig(tmp_path))
-    assert set(tmp_path.iterdir()) == before
 
 
 # ---------------------------------------------------------------------------------------------------------- pairs
