@@ -155,11 +155,11 @@ class SyntheticPairs:
     def load(self, drawn: tuple, slots: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         return self.both(lambda faces: synthetic.render(faces, self.size), drawn, slots, device)
 
-    def labels(self, drawn: tuple, slots: Tensor, device: torch.device) -> dict[str, Tensor]:
-        """What a model that moves by landmarks learns from beside the pictures: those, and which part is where."""
+    def labels(self, drawn: tuple, slots: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+        """`LABELS`: what a model that moves by landmarks learns from beside the pictures."""
         landmarks = self.both(synthetic.landmarks, drawn, slots, device)
         parts = self.both(lambda faces: synthetic.parsing(faces, self.size), drawn, slots, device)
-        return dict(zip(LABELS, (*landmarks, *parts), strict=True))
+        return *landmarks, *parts
 
     def both(
         self, what: Callable[[synthetic.Faces], Tensor], drawn: tuple, slots: Tensor, device: torch.device
@@ -173,8 +173,9 @@ class SyntheticPairs:
 
 class PairStream(Dataset):
     """Item n is this process's share of the batch of step n: source, driving, the random transform's numbers and, for
-    each of ``droppable`` parts, the one that decides whether it is dropped; with ``labels`` also landmarks and parts of
-    both frames."""
+    each of ``droppable`` parts, the one that decides whether it is dropped. With a ``detector`` also `LABELS`:
+    landmarks and parts of both frames, true ones of embedded faces; of films the landmarks that it finds, and no
+    parts."""
 
     def __init__(
         self,
@@ -184,11 +185,9 @@ class PairStream(Dataset):
         *,
         share: tuple[int, int] = (0, 1),
         droppable: int = 0,
-        labels: bool = False,
+        detector: LandmarkDetector | None = None,
     ):
-        if labels and set(config.data) != {"synthetic"}:
-            raise ValueError(f"data {', '.join(config.data)}: to train on landmarks there is only 'synthetic'")
-        self.labels = labels
+        self.detector = detector
         augmentation = config.augmentation if config.augment else None
         self.sources = [
             SyntheticPairs(size) if name == "synthetic" else VideoPairs(name, size, augmentation)
@@ -205,15 +204,28 @@ class PairStream(Dataset):
         process, processes = self.share
         mine = torch.arange(batch).tensor_split(processes)[process]
         frames = torch.empty(2, len(mine), 3, self.size, self.size, device=self.device)
+        labels = {}
         for number, source in enumerate(self.sources):
             # Slots go round the sources, so that every batch holds equal shares.
             slots = (mine % len(self.sources) == number).nonzero().flatten()
-            frames[:, slots] = torch.stack(source.load(drawn[number], mine[slots] // len(self.sources), self.device))
+            wanted = drawn[number], mine[slots] // len(self.sources), self.device
+            frames[:, slots] = torch.stack(source.load(*wanted))
+            if self.detector is not None:
+                known = source.labels(*wanted) if isinstance(source, SyntheticPairs) else self.found(frames[:, slots])
+                for name, value in zip(LABELS, known, strict=True):
+                    labels.setdefault(name, value.new_empty(len(mine), *value.shape[1:]))[slots] = value
         numbers = dict(control=transform.control, weights=transform.weights, affine=transform.affine)
         if self.droppable:
             numbers["chances"] = torch.rand(batch, self.droppable, generator=generator)
-        item = dict(source=frames[0], driving=frames[1]) | {k: v[mine].to(self.device) for k, v in numbers.items()}
-        return item | (self.sources[0].labels(drawn[0], mine, self.device) if self.labels else {})
+        item = dict(source=frames[0], driving=frames[1]) | labels
+        return item | {name: value[mine].to(self.device) for name, value in numbers.items()}
+
+    @torch.no_grad()
+    def found(self, frames: Float[Tensor, "2 b 3 h w"]) -> tuple[Tensor, ...]:
+        """`LABELS` of films. One part covers all of them, so that no flow can be wrong about it."""
+        landmarks = self.detector.find(frames.flatten(0, 1)).unflatten(0, (2, -1))
+        parts = torch.zeros(frames.shape[1], *frames.shape[-2:], dtype=torch.long, device=frames.device)
+        return *landmarks, parts, parts
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -347,12 +359,13 @@ def train(config: TrainConfig, **sizes) -> AnimationModel:
     rate = config.learning_rate or PRESET_RATES[config.preset]
     size = model.config.image_size
     share = accelerator.process_index, accelerator.num_processes
-    labels = model.config.prior == "landmarks"
-    if labels:  # to be evaluated on films: the embedded faces bring their landmarks
-        model.prior.use_detector(LandmarkDetector.load().to(accelerator.device))
     place = torch.device("cpu") if config.workers else accelerator.device
+    detector = None
+    if model.config.prior == "landmarks":  # for films: the embedded faces bring their landmarks
+        detector = LandmarkDetector.load().to(place)
+        model.prior.use_detector(LandmarkDetector.load().to(accelerator.device))
     droppable = model.config.points if model.config.prior == "tps" else 0
-    stream = PairStream(config, size, place, share=share, droppable=droppable, labels=labels)
+    stream = PairStream(config, size, place, share=share, droppable=droppable, detector=detector)
     evaluations = {name: load_evaluation(name, size) for name in config.evaluate or config.data}
 
     step_module = TrainingStep(model, features, config.loss).to(accelerator.device, memory_format=torch.channels_last)
