@@ -48,6 +48,9 @@ class EvaluateConfig:
     """Side of the frames in pixels; that of the weights' preset unless given."""
     output: Path | None = None
     """Write the numbers here as well, as JSON."""
+    find_landmarks: bool = False
+    """A model that moves by landmarks is given those of embedded faces; with this a detector has to find them there,
+    too, as it does in films."""
     lpips: str | None = None
     """Measure LPIPS as well, where faces drive themselves: "alex" downloads AlexNet's weights, anything else is a file
     with them."""
@@ -77,6 +80,8 @@ def run(config: EvaluateConfig) -> dict[str, "Scores"]:
             frames = sum(len(clip.driving) - 1 for clip in clips)
         else:
             clips = load_evaluation(name, size)
+            if config.find_landmarks:
+                clips = [replace(clip, landmarks=None) for clip in clips]
             scores[name] = evaluate(model, clips, features, judges=judges, lpips=learned)
             frames = sum(len(clip.frames) - 1 for clip in clips)
         print(f"\n{config.weights} on {name}: {len(clips)} clips, {frames} frames of {size} x {size}\n")

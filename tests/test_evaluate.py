@@ -28,6 +28,7 @@ from minimodel.evaluate import (
 )
 from minimodel.features import load_features
 from minimodel.judges import load_judges
+from minimodel.landmarks import LandmarkDetector
 from minimodel.model import PRESETS, AnimationModel, Motion
 from minimodel.transfer import AvdNetwork
 from minimodel.warping import identity_grid, warp
@@ -565,3 +566,20 @@ def test_a_model_that_moves_by_landmarks_is_given_the_clips(features):
     # A film has none, and then a detector has to find them.
     with pytest.raises(ValueError, match="no detector"):
         evaluate(model, [TestClip("film", clip.frames)], features)
+
+
+def test_a_detector_can_be_asked_for_the_landmarks_of_embedded_faces(tmp_path, monkeypatch):
+    faces = synthetic.Faces(synthetic.sample_identities(1, 0), synthetic.sample_states(4, 0))
+    clip = synthetic_clip("a", faces, 64)
+    monkeypatch.setattr(module, "load_evaluation", lambda name, size: [clip])
+    torch.manual_seed(0)
+    AnimationModel.from_preset("tiny", system="s2d").save(tmp_path / "model.safetensors")
+    seen = []
+    move = AnimationModel.move
+    monkeypatch.setattr(AnimationModel, "move", lambda *args: seen.append(args[2].points) or move(*args))
+    for find in (False, True):
+        run(EvaluateConfig(str(tmp_path / "model.safetensors"), find_landmarks=find))
+    with torch.inference_mode():
+        found = LandmarkDetector.load().find(clip.frames[1:])
+    assert torch.equal(seen[0], clip.landmarks[1:]) and torch.allclose(seen[1], found, atol=1e-5)
+    assert (seen[0] - seen[1]).abs().max() > 0.01
