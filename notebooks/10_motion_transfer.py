@@ -267,9 +267,10 @@ plt.show()
 # **deformed** as if it were someone else's. Asked for the frame as it was, the network can only take the pose from the
 # deformed frame, and has to take the shape from the other:
 #
-# $$\mathcal L = \big|\,\mathrm{Dec}\big(E_\text{shape}(p_1),\, E_\text{pose}(\mathrm{deform}(p_2))\big) - p_2\,\big|_1 .$$
+# $$\mathcal L = \big\|\,\mathrm{Dec}\big(E_\text{shape}(p_1),\, E_\text{pose}(\mathrm{deform}(p_2))\big) - p_2\,\big\|_1 .$$
 #
-# The paper says "randomly deformed" and no more. Ours stretches along $x$ and $y$, shifts, and moves each point a little:
+# ($p$ stands for all points and matrices of a frame. Our decoder doesn't say where they are but how they differ from the
+# photo's, $\hat p = p_S + \mathrm{Dec}(\dots)$, which comes a little nearer.) The paper says "randomly deformed" and no more. Ours stretches along $x$ and $y$, shifts, and moves each point a little:
 
 # %%
 generator = torch.Generator().manual_seed(3)
@@ -353,7 +354,7 @@ assert plain_scores[given]["landmarks (px)"] > 2 * aligned[given]["landmarks (px
 # ## Play with it
 #
 # The photo with a pose of its own, any starting frame, any movement scale. In a running notebook: what does a scale of 0 do,
-# and 2? (0 leaves the photo as it is, 2 doubles every movement and soon tears the face.)
+# and 2? (0 leaves the points where they are; 2 doubles every movement.)
 
 
 # %%
@@ -426,9 +427,9 @@ show.pictures({name: frames[[2, 7, 12, 17, 22]] for name, frames in rows.items()
 # 2. `dataclasses.replace(transfer.relative(source.motion, driving, first), affine=driving.affine)`. The parts of the photo
 #    get stretched at once by $A_S A_{D_1}^{-1}$, which is two people's references compared: a face that is distorted before
 #    anything has moved.
-# 3. `transfer.avd(source.motion, source.motion, network)` and `transfer.avd(driving, driving, network)` should give back
-#    what came in. `(made.points - source.motion.points).norm(dim=-1).mean() * pixels` says by how much they miss it. What
-#    two short codes lose is the price of avd; *relative* loses nothing.
+# 3. What came in should come back. It comes near:
+#    `(transfer.avd(m, m, network).points - m.points).norm(dim=-1).mean() * pixels`, with `m` one and the other motion, says
+#    how near. The rest is what the two codes lose: the price of avd. *Relative* gives its start back exactly.
 #
 # </details>
 #

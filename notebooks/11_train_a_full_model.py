@@ -66,8 +66,8 @@ for name, part in model.named_children():
 #
 # A pair is two frames of one video, one person in two states. The model gets $S$ and $D$ and must give back $D$. That
 # sounds like cheating, since $D$ is an input. But $D$ enters through ten points and matrices only, too narrow for a
-# picture to slip through, so the *looks* must come from $S$. The losses are those of MRFA section 3.4, and a third that it
-# inherits from FOMM:
+# picture to slip through, so the *looks* must come from $S$. The losses are those of MRFA section 3.4, and a third that
+# comes from FOMM:
 #
 # $$\mathcal L = 10\,\underbrace{\sum_{i,l} \big|\phi_l(\hat D_i) - \phi_l(D_i)\big|}_{\text{perceptual, Eq. 11}}
 # + 100\,\underbrace{\big|p_D - \mathbf{T}(p_{\mathbf{T}(D)})\big|}_{\text{equivariance, Eq. 12}}
