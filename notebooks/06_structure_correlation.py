@@ -125,8 +125,8 @@ def draw_volumes(volumes):
 draw_volumes({"perfect rows": perfect})
 
 # %% [markdown]
-# The distance from cross to circle is the flow. So a table with such rows *contains* the flow, without any assumption
-# about stiff parts.
+# The arrow from cross to circle is the flow. So a table with such rows *contains* the flow, without any assumption
+# about stiff parts. (Each row has its own colour scale, here and below.)
 #
 # ## Who may look at what?
 #
@@ -155,8 +155,8 @@ point = torch.tensor([0.3, -0.2])
 assert torch.allclose(gaussian_heatmaps(point[None, None], (8, 8), 0.1)[0, 0], heatmap_naive(point, 8, 0.1))
 
 # %% [markdown]
-# Why so wide? $\sigma = 0.32$ is a sixth of the picture's side. A place learns where it is by how bright *several*
-# Gaussians are there, like a ship that takes bearings from several lighthouses. With the narrow ones of notebook 1
+# Why so wide? $\sigma = 0.32$ is a sixth of the picture's side, which is 2. A place learns where it is by how bright
+# *several* Gaussians are there, like a ship that takes bearings from several lighthouses. With the narrow ones of notebook 1
 # ($\sigma^2 = 0.01$) much of the face sees hardly any light.
 
 # %%
@@ -173,7 +173,8 @@ assert bearings[0.1] > 2 * bearings[0.01]
 
 # %% [markdown]
 # Beside the Gaussians goes a learned **position embedding**, one picture per keypoint that is the same for all inputs: a
-# convolution can't tell left from right by itself. It is a plain parameter, resized when the image has another size.
+# convolution does the same everywhere, and hardly knows where in the picture it is. It is a plain parameter, resized when
+# the image has another size.
 # The whole `StructureEncoder` is then an hourglass over this stack, and a 1 × 1 convolution to $C$ features:
 
 # %%
@@ -201,10 +202,12 @@ assert not torch.allclose(f_S, mirrored, atol=1e-3)
 #
 # Now compare everything with everything, by dot products:
 #
-# $$C(z, z') = \frac{1}{\sqrt{C}}\; g_D(z) \cdot g_S(z') \;\in\; \mathbb{R}^{h \times w \times h \times w} .$$
+# $$\mathbf{C}(z, z') = \frac{1}{\sqrt{C}}\; g_D(z) \cdot g_S(z'), \qquad
+# \mathbf{C} \in \mathbb{R}^{h \times w \times h \times w} .$$
 #
-# The first two dimensions are driving places, the last two source places. The paper leaves out the $1/\sqrt{C}$ (with
-# $C$ channels); its code and RAFT, where the idea comes from, have it. We will see below why it matters.
+# (A bold $\mathbf{C}$ is the volume, a plain $C$ the number of channels.) The first two dimensions are driving places, the
+# last two source places. The paper leaves out the $1/\sqrt{C}$; its code and RAFT, where the idea comes from, have it. We
+# will see below why it matters.
 
 
 # %%
@@ -230,11 +233,13 @@ assert torch.allclose(correlation.volume(a, b)[0], volume_naive(a[0], b[0]))
 # its place in the source. Then the source's features are $\varphi(z')$, the driving frame's $\varphi(z + F(z))$ with the
 # true flow $F$, and the only thing to choose is $\varphi$: it must be similar in nearby places and different elsewhere.
 #
-# Waves do that. With $\varphi(p)$ the list of $\cos(\omega p)$ and $\sin(\omega p)$ over many $\omega$,
+# Waves do that. Let $\varphi(p)$ be the list of $\sqrt{a_\omega} \cos(\omega \cdot p)$ and $\sqrt{a_\omega} \sin(\omega
+# \cdot p)$ over many wave vectors $\omega$, each with its strength $a_\omega$. Then
 #
-# $$\varphi(p) \cdot \varphi(q) = \sum_\omega \cos\big(\omega (p - q)\big),$$
+# $$\varphi(p) \cdot \varphi(q) = \sum_\omega a_\omega \cos\big(\omega \cdot (p - q)\big),$$
 #
-# which depends on the distance alone and is largest where $p = q$. That is `fourier` above. Its rows are hills:
+# which depends on $p - q$ alone and is largest where $p = q$. That is `fourier` above; short waves are weak there, which
+# makes the sum a smooth hill:
 
 # %%
 row = perfect[0, places["eye"][0], places["eye"][1]]
@@ -261,7 +266,7 @@ draw_volumes({"perfect": perfect, "tiny model": learned, "minus mean row": learn
 # The last line subtracts what all rows have in common (source places that score high or low with everybody): what is
 # left belongs to the one place alone.
 #
-# Move the place yourself. The third choice, *mirrored*, is an experiment for later.
+# In a running notebook you can move the place yourself. The third choice, *mirrored*, is an experiment for later.
 
 # %%
 middle = where_true[0, 0][tuple(places["nose"])]
@@ -296,7 +301,8 @@ show.playground(one_row, features=Dropdown(options=list(volumes)), row=row, colu
 # ## The pyramid
 #
 # A row of 1024 numbers will later be read through a small window. To see further with the same window, average the
-# **source** places 2 × 2, once per level: level $l$ has $h/2^l \times w/2^l$ of them. The driving side stays whole.
+# **source** places 2 × 2, once per level: level $l$, the volume $\mathbf{C}^l$, has $h/2^l \times w/2^l$ of them. The
+# driving side stays whole.
 
 
 # %%
@@ -351,11 +357,11 @@ assert (largest_of_volume - volume_of_largest).abs().max() > 1
 #
 # Turn each row into weights that sum to one, and take the weighted mean of the source places:
 #
-# $$\mathcal{Q}_{S \leftarrow D}(z) = \sum_{i=1}^{h \times w} i \cdot \text{Softmax}(C^r)[z, i]. \tag{8}$$
+# $$\mathcal{Q}_{S \leftarrow D}(z) = \sum_{i=1}^{h \times w} i \cdot \text{Softmax}(\mathbf{C}^r)[z, i]. \tag{8}$$
 #
-# The paper writes $i$ for a place: an entry of the identity grid. $\mathcal{Q}(z)$ is then a *position* in the source;
-# our flows are displacements, so we subtract $z$. With this as the first flow, a model needs no prior at all (NPMR in
-# the paper).
+# $\mathbf{C}^r$ is the volume with its last two dimensions laid out as one, and $i$ stands for a place: the entry of the
+# identity grid there. $\mathcal{Q}(z)$ is then a *position* in the source; our flows are displacements, so we subtract
+# $z$. With this as the first flow, a model needs no prior at all (NPMR in the paper).
 
 
 # %%
@@ -415,7 +421,7 @@ moved = warp(S.expand(len(chosen), -1, -1, -1), resize_flow(flows, (SIZE, SIZE))
 show.pictures({"flow": show.flow_colors(flows, largest=scale), "source, warped": moved}, columns=list(chosen))
 
 # %% [markdown]
-# The same on a slider:
+# The same on a slider. Left the eye's row after the softmax, then the flow and the source that it warps:
 
 
 # %%
@@ -460,14 +466,14 @@ print("error in pixels from levels 0 to 3:", [round(e, 1) for e in by_level])
 assert by_level[0] < by_level[1] < by_level[2] < by_level[3]
 
 # %% [markdown]
-# Hence the paper keeps level 0 and *adds* one coarser level ($P = 1$): fine where it looks closely, blurred where it
-# looks far.
+# So a coarser level may be *added* to level 0, never replace it: fine where the next network looks closely, blurred where
+# it looks far. The paper adds one ($P = 1$). It isn't critical: in Table A3 of its supplement none and two do as well.
 #
 # ## Break it 3: two places that look alike
 #
-# A face is nearly symmetric, and an encoder might confuse left with right. The *mirrored* features above know only how
-# far a place is from the middle of the nose. Each row has two hills then, and the mean of two hills lies **between**
-# them, on the nose, whichever side was meant:
+# A face is nearly symmetric, and an encoder might confuse left with right. The *mirrored* features above know how far to
+# the side of the nose a place is, but not to which side. Each row has two hills then, and the mean of two hills lies
+# **between** them, on the nose, whichever side was meant:
 
 # %%
 flow_mirrored = correlation.softmax_flow(volumes["mirrored"])
@@ -481,15 +487,15 @@ assert confused > 2
 draw_volumes({"mirrored": volumes["mirrored"]})
 
 # %% [markdown]
-# So a mean over the whole picture breaks as soon as there is a second candidate anywhere. (The position embedding helps
-# against this very confusion, the keypoints too.) The better use of the volume is *local*: begin with a coarse flow that
+# So a mean over the whole picture breaks as soon as there is a second candidate anywhere. (Keypoints and position embedding
+# are there to prevent this very confusion.) The better use of the volume is *local*: begin with a coarse flow that
 # is about right, and look only at the patch around it. The wrong eye is then out of sight. That is notebook 7, and the
 # paper's Table 3 agrees: NPMR alone is its weakest row, a prior plus the volume its strongest.
 #
 # ## What does it cost?
 #
-# The volume has $(H/4)^4$ numbers for a picture of $H$ pixels. Twice the side is sixteen times the memory. The features
-# that it is made of grow by four only.
+# At a quarter of the side, as in the paper, the volume of a picture of $H \times H$ pixels has $(H/4)^4$ numbers. Twice the
+# side is sixteen times the memory. The features that it is made of grow by four only.
 
 # %%
 images = [64, 128, 256, 512, 1024]
@@ -511,9 +517,9 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# For small pictures the features weigh *more* than the volume; at 1024 pixels the volume needs 17 GB and the features
-# 134 MB. We have just seen that pooling may be done on the features. If *reading a patch* may be done on them too, the
-# volume never has to exist.
+# At 64 pixels the features weigh *more* than the volume; at 1024 the volume needs 17 GB and the features 134 MB. We have
+# seen that pooling may be done on the features. If *reading a patch* may be done on them too, the volume never has to
+# exist.
 #
 # ## Exercises
 #

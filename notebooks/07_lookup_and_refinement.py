@@ -20,7 +20,8 @@
 #
 # 1. go to where the flow points, and read the scores *around* it (lookup);
 # 2. from these scores, the flow and the source's features there, decide how to move on (the updater);
-# 3. do this at 1/8 of the picture's size, then at 1/4, 1/2 and in full, always with the same network.
+# 3. do this at 1/8 of the picture's size, then at 1/4, 1/2 and in full, always with the same network. (That is for 64
+#    pixels. With the paper's 256 it begins at 1/32 and takes six steps.)
 #
 # We build each step, and then measure, scale by scale, whether it helped.
 
@@ -93,10 +94,11 @@ show.pictures({"": torch.cat(pictures)}, columns=titles)
 # The flow sends driving place $z$ to the source position $z + F(z)$; in pixels of the volume, call it $x$. From each
 # level $l$ of the pyramid we read $(2r+1)^2$ scores around it, $d$ pixels *of that level* apart:
 #
-# $$C_i(z)[l, d] = C^l\Big(z,\; \frac{x + 1/2}{2^l} - \frac12 + d\Big), \qquad d \in \{-r, \dots, r\}^2 .$$
+# $$C_i(z)[l, d] = \mathbf{C}^l\Big(z,\; \frac{x + 1/2}{2^l} - \frac12 + d\Big), \qquad d \in \{-r, \dots, r\}^2 .$$
 #
-# The halves are there because a pixel is a square (notebook 1): the centre of the first pixel is at 0, its edge at
-# $-1/2$, and it is the *edge* that all levels share. Positions between pixels are read bilinearly; outside, all is 0.
+# $\mathbf{C}^l$ is the volume at level $l$, and $C_i$ what step $i$ reads from all of them. The halves are there because
+# a pixel is a square (notebook 1): the centre of the first pixel is at 0, its edge at $-1/2$, and it is the *edge* that all
+# levels share. Positions between pixels are read bilinearly; outside, all is 0.
 
 
 # %%
@@ -164,7 +166,7 @@ print("shape of the last answer: (batch, levels x patch, h, w) =", list(without.
 # Write down what one score of the answer is. Pooling is a weighted sum over source places, and so is bilinear reading;
 # put together, for some weights $w_{z'}$ that depend only on *where* we read,
 #
-# $$\sum_{z'} w_{z'}\, C(z, z') = \sum_{z'} w_{z'} \frac{g_D(z) \cdot g_S(z')}{\sqrt C}
+# $$\sum_{z'} w_{z'}\, \mathbf{C}(z, z') = \sum_{z'} w_{z'} \frac{g_D(z) \cdot g_S(z')}{\sqrt C}
 # = \frac{g_D(z)}{\sqrt C} \cdot \underbrace{\sum_{z'} w_{z'}\, g_S(z')}_{\text{pool and read the features}} .$$
 #
 # The sum and the dot product change places because a dot product is linear in its second factor. The same holds for
@@ -258,9 +260,9 @@ plt.show()
 
 # %% [markdown]
 # Up to about 256 pixels the volume is the *smaller* of the two: reading features costs $(2r+2)^2 \times 256$ numbers for each
-# place, reading scores only $(2r+2)^2$. It is quicker as well. So the package holds the volume while it is small and
-# does without it from there on; `Correlation(hold_volume=...)` chooses the way, never the numbers. `lookup` works on
-# 1024 places at a time, which keeps its curve flat.
+# place, reading scores only $(2r+2)^2$. So the package holds the volume while it is small and does without it from there
+# on; `Correlation(hold_volume=...)` chooses the way, never the numbers. `lookup` works on 1024 places at a time, which
+# keeps its curve flat.
 #
 # ## A patch is a compass
 #
@@ -297,8 +299,9 @@ for level, (axis, patch) in enumerate(zip(plt.subplots(1, 2, figsize=(5, 2.4))[1
 plt.show()
 
 # %% [markdown]
-# Cross: where the flow points. Circle: where it should. An updater without any weights follows the compass: take the
-# mean offset under a softmax of the patch (Eq. 8, but *inside the patch*), move there, and look again.
+# Cross: where the flow points. Circle: where it should. (The axes count pixels of the level.) An updater without any
+# weights follows the compass: take the mean offset under a softmax of the patch (Eq. 8, but *inside the patch*), move
+# there, and look again.
 
 
 # %%
@@ -322,9 +325,9 @@ assert errors[1] < errors[0] and errors[-1] < 0.05
 # %% [markdown]
 # ### Break it: out of reach
 #
-# A compass helps only near the pole. Make the patch smaller, or begin farther away than the patch reaches (here 12
-# pixels to the side), and there is no hill in it to follow. A coarser level sees $2^l$ times as far, less exactly: start
-# there, and finish on level 0.
+# This compass works only near its pole. With a smaller patch it takes more steps; begin farther away than the patch
+# reaches (here 12 pixels of 32 to the side), and there is hardly a hill in it to follow. A coarser level sees $2^l$ times
+# as far, less exactly: start there, and finish on level 0.
 
 # %%
 far = truth + torch.tensor([12.0, 0.0]).view(1, 2, 1, 1) * 2 / N
@@ -347,8 +350,8 @@ plt.legend(fontsize=7)
 plt.show()
 
 # %% [markdown]
-# The paper gets the same effect mostly in another way: it starts on a *coarse driving grid* from a flow that is roughly
-# right. And real features aren't perfect, so instead of a softmax a small network reads the patch.
+# The paper needs little reach: the prior's flow is roughly right, and one coarser level doubles what a patch spans. But
+# real features aren't perfect, so instead of a softmax a small network reads the patch.
 #
 # ## The updater
 #
@@ -383,9 +386,9 @@ for name, inputs, made in shapes[-len(parts) :]:
 # - `flow_head` and `occlusion_head` read all of it, and the flow once more.
 #
 # Three decisions are easy to miss. **One:** the same weights serve all scales, so flows inside are in pixels of the
-# current scale: "one pixel to the left" is the same pattern in the patch at every scale, while in normalised units it
-# would be another number each time. **Two:** the last layers begin as zeros. A fresh refiner changes nothing, and
-# training starts from exactly the coarse flow:
+# current scale: its neighbours are one unit apart, and a step of about a pixel is about 1, at every scale. In normalised
+# units it would halve from each scale to the next. (The patch alone stays in pixels of the volume.) **Two:** the last
+# layers begin as zeros. A fresh refiner changes nothing, and training starts from exactly the coarse flow:
 
 # %%
 fresh = refinement.FlowUpdater(98, refinement.UpdaterWidths())
@@ -409,9 +412,9 @@ assert torch.allclose(mix(resize_flow(scores, (32, 32))), resize_flow(mix(scores
 # $$\mathcal{F}_i = \mathcal{F}^{\uparrow}_{i-1} + d\mathcal{F}_i, \qquad
 # \mathcal{F}^{\uparrow}_0 = \text{Downsample}(\mathcal{F}_0). \tag{5, 6}$$
 #
-# But the first scale is only 8 pixels wide. $\mathcal{F}_0$ has been through this bottleneck before anything is added,
-# and whatever it knew in detail is gone. Take the best $\mathcal{F}_0$ there is, the true flow at 32 pixels, and send it
-# through, adding nothing:
+# An arrow up means: enlarged to the next scale. But the first scale is only 8 pixels wide. $\mathcal{F}_0$ has been
+# through this bottleneck before anything is added, and whatever it knew in detail is gone. Take the best $\mathcal{F}_0$
+# there is, the true flow at 32 pixels, and send it through, adding nothing:
 
 # %%
 coarse = resize_flow(true_flow, (32, 32))
@@ -634,7 +637,7 @@ for axis, name in zip(axes[:, 0], ("source", "level 0", "level 1")):
 plt.show()
 
 # %% [markdown]
-# The same for any place and any scale:
+# In a running notebook, the same for any place and any scale:
 
 
 # %%

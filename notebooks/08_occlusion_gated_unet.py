@@ -129,9 +129,9 @@ show.pictures({"": torch.cat(pictures)}, columns=columns, side=1.7)
 
 # %% [markdown]
 # The visible pixels are exactly the warped ones: at the last scale the gate is open there. The hidden ones come from
-# below, where a pixel is larger and part of it was visible: a blurred guess from the surroundings (black, if there is
-# any: nothing of it visible yet). Crude, yet closer
-# to the driving frame than what the warp puts there, on average over forty pairs:
+# below, where a pixel is larger and part of it was visible: a blurred guess from the surroundings (black where nothing of
+# the large pixel was visible either). Crude, yet closer to the driving frame than what the warp puts there, on average
+# over forty pairs:
 
 # %%
 several = synthetic.Faces.sample(40, seed=11)
@@ -159,7 +159,8 @@ assert by_gates < 0.95 * by_warp
 # from features, flows and occlusions. Occlusions travel as **logits** (any number; the sigmoid makes
 # them 0 to 1), so that the refinement of notebook 7 can add to them.
 #
-# Here is Eq. 9-10 again, slowly, with the trained blocks:
+# Here is Eq. 9-10 again, slowly, with the trained blocks, and with the sigmoid that makes colours of the last layer's
+# numbers:
 
 
 # %%
@@ -283,8 +284,8 @@ pictures_with_psnr(shifted, names)
 plt.show()
 
 # %% [markdown]
-# The same with the mouse, together with a factor on the flow. Watch what happens to a *wrong* flow while you shut the
-# gates:
+# In a running notebook, the same with the mouse, together with a factor on the flow. Watch what happens to a *wrong* flow
+# while you shut the gates:
 
 
 # %%
@@ -315,7 +316,9 @@ columns = ["driving", "visible, truth", "coarse", *(f"$O_{i + 1}$" for i in rang
 show.pictures({"": torch.cat([D, show.heat(visible), *map(show.heat, gates)])}, columns=columns)
 
 # %% [markdown]
-# For ten people the model has never seen (of the frozen benchmark; six frames each, an earlier one as source): how open is the finest gate on pixels that the source truly shows, and on those it doesn't?
+# For ten people the model has never seen (of the frozen benchmark; six frames each, the first frame as source): how open
+# is the finest gate on pixels that the source truly shows, and on those that it doesn't? The further apart the two curves
+# lie, the better it knows; where they lie on each other, it doesn't.
 
 # %%
 people = synthetic.sample_identities(evaluate.BENCHMARK_CLIPS, evaluate.BENCHMARK_SEED)
@@ -380,9 +383,10 @@ plt.show()
 
 # %% [markdown]
 # The true flow needn't score best: in hidden places it points at whatever covers them, while a learned flow may point at
-# something that merely looks right. And the generator follows the flow it is given. The gates were made together with the model's own flow, and know nothing of our
-# mistakes: **a gate says where not to trust the flow, but it can't say what would have been right.** So better flows, not
-# a better painter, are what moves lips and lids, and this is why the paper refines flows. Over all ten people:
+# something that merely looks right. And the generator follows the flow it is given. The gates were made together with the
+# model's own flow, and know nothing of our mistakes: **a gate says where not to trust the flow, but it can't say what
+# would have been right.** So better flows, not a better painter, are what moves lips and lids, and this is why the paper
+# refines flows. Over all ten people, the generator with its own flows against the same generator with none:
 
 # %%
 still = []
@@ -398,7 +402,7 @@ assert gain > 0.3  # dB; the same generator, with its own flows and with none
 # ### Which scale does what?
 #
 # Break the flow of one scale only (set it to zero), the others stay. Coarse scales carry what is painted, the finest what
-# is fetched:
+# is fetched, so the more open its gates are, the less the others count:
 
 # %%
 one_wrong = [[0 * F_i if i == k else F_i for i, F_i in enumerate(flows_i)] for k in range(len(flows_i))]
@@ -409,6 +413,22 @@ rows["change × 5"] = torch.cat([show.heat(difference) for difference in differe
 show.pictures(rows, columns=columns, side=1.8)
 
 # %% [markdown]
+# ## The other two generators
+#
+# Gates at several scales were TPSM's idea (section 3.2 there): one mask cut to all scales would be a compromise, since
+# coarse features are about patterns and fine ones about texture. Its inpainting network uses them in another way. What the
+# mask leaves of the warped features is laid *beside* what rises from below, and two residual blocks make up what is
+# missing:
+#
+# $$\text{out}_{i+1} = \big[\,\mathcal{F}_{i+1}(f_{i+1}) \cdot \mathcal{O}_{i+1},\;
+# \text{UpBlock}\big(\text{ResBlock}(\text{ResBlock}(\text{out}_i))\big)\big] .$$
+#
+# So there a mask only takes away, and later layers decide what comes in its place; in Eq. 10 it chooses between two. S2D
+# gates once, and pictures instead of features: $T = E\,(1 - M) + R\,M$, with $E$ the warped source and $R$ painted. That is
+# the formula of `blend` above with $\mathcal{O} = 1 - M$. All three are in
+# [`minimodel/generator.py`](../minimodel/generator.py); they train with
+# `--generator unet`, `inpainting` or `residual`.
+#
 # ## Exercises
 #
 # 1. How much does each scale contribute to a pixel? If blocks only enlarged, the weight of scale $i$ would be

@@ -136,9 +136,10 @@ plt.show()
 #
 # * **L1** and **PSNR** see all pixels alike. A mouth is a few of them, so it may open for the price of a slightly darker
 #   picture.
-# * **SSIM** compares small windows after taking out their mean and contrast. Light hardly matters, grain is a disaster.
-#   **MS-SSIM** does it on several scales, and grain averages out.
-# * **Perceptual** distances compare features of a network. Ours was trained to find the parts of faces.
+# * **SSIM** compares brightness, contrast and structure in small windows. A little less light hardly matters, grain is a
+#   disaster. **MS-SSIM** does it on several scales, and on the coarse ones grain averages out.
+# * **Perceptual** distances compare features of a network. Ours was trained to find the parts of faces. It minds grain and
+#   blur most, and a darker picture more than an open mouth.
 # * **Landmarks** see only where things are. Darker and grainy cost nothing.
 
 # %%
@@ -148,7 +149,8 @@ assert rows["1 − SSIM"]["grainy"] > 20 * rows["1 − SSIM"]["darker"]
 assert rows["L1 × 100"]["mouth open"] < rows["L1 × 100"]["darker"] / 3
 
 # %% [markdown]
-# So no table in this project has one column only. The same with the mouse: choose what goes wrong, and how much of it.
+# So no table in this project has one column only. In a running notebook, the same with the mouse: choose what goes wrong,
+# and how much of it.
 
 
 # %%
@@ -173,10 +175,14 @@ show.playground(by_mouse, way=Dropdown(options=list(spoil)), strength=FloatSlide
 # ## The loss that trains everything: perceptual, at several scales
 #
 # All systems of this course learn from one sentence: the picture they make should look like the driving frame. MRFA
-# (Equation 11; S2D's Equation 4 and TPSM have the same) compares features $\phi_l$ of a frozen network, layer by layer,
-# of both pictures reduced to $1, \frac12, \frac14, \frac18$ of their side (we drop those under 16 pixels):
+# compares features $\phi_l$ of a frozen network, layer by layer, of both pictures reduced to $1, \frac12, \frac14,
+# \frac18$ of their side (we drop those under 16 pixels):
 #
-# $$\mathcal L_{per} = \sum_{i} \sum_{l} \big| \phi_l(\hat D_i) - \phi_l(D_i) \big| .$$
+# $$\mathcal L_{per} = \sum_{i} \sum_{l} \left\| \phi_l(D_i) - \phi_l(\hat D_i) \right\|_1 . \tag{11}$$
+#
+# $\hat D$ is the generated picture, as in TPSM (Equation 9, the same loss; MRFA writes $\tilde D$, which is our warped
+# source). S2D's Equation 4 has the full size alone. For the norm we take the mean, not the sum, so that neither wide
+# layers nor large pictures weigh more:
 
 
 # %%
@@ -208,8 +214,8 @@ plt.show()
 assert min(price["mouth open"], price["blurred"]) > 1.5 > 1.3 > max(price["grainy"], price["shifted"])
 
 # %% [markdown]
-# An open mouth and lost edges cost twice as much as their pixels alone would, so that is where gradients pull harder. More
-# isn't better everywhere: such a loss also forgives what its features don't know, which for ours is colour, and this is why
+# Unit for unit of L1, an open mouth and lost edges cost about twice as much as a darker picture does, so that is where
+# gradients pull harder. Such a loss also forgives what its features don't know, which for ours is colour, and this is why
 # the picture itself stays among the layers.
 
 # %% [markdown]
@@ -278,12 +284,13 @@ assert lead.min() > 0 and lead[3:].mean() > 1.5 * lead[:2].mean()
 # ## A loss that is learnt: the discriminator
 #
 # Averages look blurred: where a network isn't sure, the safest picture is the mean of all that might be. A
-# **discriminator** $\mathcal D$ is trained to tell real pictures ($T$) from made ones ($\hat D$), and the generator to pass
-# for real. In S2D both follow least squares (Equations 5 and 6; the paper's letters for real and made are exchanged, and
-# its $G$ in Equation 6 is the discriminator):
+# **discriminator** $\mathcal D$ is trained to tell real pictures ($D$) from made ones ($\hat D$), and the generator to pass
+# for real. In S2D both follow least squares:
 #
-# $$\mathcal L^{\mathcal D} = \big(1 - \mathcal D(T)\big)^2 + \mathcal D(\hat D)^2, \qquad
-# \mathcal L^{G} = \big(1 - \mathcal D(\hat D)\big)^2 .$$
+# $$\mathcal L^{\mathcal D} = \big(1 - \mathcal D(D)\big)^2 + \mathcal D(\hat D)^2, \qquad
+# \mathcal L^{G} = \big(1 - \mathcal D(\hat D)\big)^2 . \tag{S2D 5, 6}$$
+#
+# (The paper calls the made picture $T$, writes bars for the squares, and in Equation 6 a $G$ for the discriminator.)
 
 # %%
 real_scores, made_scores = torch.tensor([0.9, 1.2]), torch.tensor([0.1, -0.3])
@@ -312,9 +319,9 @@ with torch.no_grad():
 assert (scores[0] > scores[1]).float().mean() > 0.9  # faces that it hasn't seen, each against itself blurred
 
 # %% [markdown]
-# What does the generator hear from it? The gradient of $\mathcal L^G$ with respect to a blurred picture, followed for a
-# few steps, and beside it what L1 wants. L1 knows the right answer and goes there. The discriminator knows no answer; it
-# invents edges and grain that real pictures have.
+# What does the generator hear from it? We follow the gradient of $\mathcal L^G$ with respect to a blurred picture for a few
+# steps. L1 would go straight to the first picture, the right answer. The discriminator knows no answer; it invents edges
+# and grain, because real pictures have some.
 
 # %%
 start, truth = soft[90:91], faces[90:91]
@@ -328,14 +335,14 @@ assert score[2] > score[1] and metrics.psnr(sharpened, truth) < metrics.psnr(sta
 show.pictures({"": torch.cat([truth, start, sharpened])}, columns=["real", "blurred", "pleases D"], side=1.7)
 
 # %% [markdown]
-# It pleases the discriminator and is further from the truth than before (PSNR fell). Therefore a GAN loss never stands alone, and its
-# gains don't show in L1 or PSNR.
+# It pleases the discriminator and is further from the truth than before (PSNR fell). Therefore a GAN loss never stands
+# alone, and its gains don't show in L1 or PSNR.
 #
 # ## Losses that vanish: two traps
 #
 # TPSM has two losses that could be pleased by doing nothing. Its **background** loss (Equation 12) asks that the way from
-# driving frame to source and the way back cancel out, $A_{bg}' A_{bg} = I$. It holds for every pan of the camera, and just as
-# well for a predictor that always says "no motion":
+# driving frame to source and the way back cancel out, $A_{bg}' A_{bg} = I$ (each with a third row, 0 0 1). That holds for
+# every pan of the camera, and just as well for a predictor that always says "no motion":
 
 # %%
 pan = torch.tensor([[[1.0, 0.0, 0.3], [0.0, 1.0, -0.1]]])
@@ -364,8 +371,8 @@ for _ in range(60):
 assert encoder(wanted).std((2, 3)).mean() < 0.2 * variety  # nearly the same number everywhere, whatever the picture
 
 # %% [markdown]
-# The loss is nearly gone, the flow as wrong as before, and the features say nothing any more. `warp_loss` therefore cuts the gradient to all features;
-# only the flow can answer:
+# The loss is nearly gone, the flow as wrong as before, and the features say nothing any more. `warp_loss` therefore cuts
+# the gradient to all features; only the flow can answer:
 
 # %%
 f_S, f_D = (encoder(x).detach().requires_grad_() for x in (still, wanted))
@@ -406,12 +413,12 @@ for metric, naive, name in ((metrics.aed, aed_naive, "embedding"), (metrics.ard,
 # The judges here are this project's own small networks, trained on the embedded faces (the papers use OpenFace, py-feat and
 # Inception). A number means nothing without the name of the network that made it.
 #
-# FID takes all features of one side as one Gaussian, with mean $m$ and covariance $C$, and compares it with the other
+# FID takes all features of one side as one Gaussian, with mean $m$ and covariance $\Sigma$, and compares it with the other
 # side's:
 #
-# $$\text{FID} = |m - m'|^2 + \operatorname{tr}\big(C + C' - 2\,(C C')^{1/2}\big).$$
+# $$\text{FID} = |m - m'|^2 + \operatorname{tr}\big(\Sigma + \Sigma' - 2\,(\Sigma \Sigma')^{1/2}\big).$$
 #
-# In one dimension that is the distance between two means and two deviations:
+# In one dimension that is the squared distance of the means plus that of the deviations:
 
 # %%
 x, y = torch.randn(4000, 1) * 2 + 1, torch.randn(4000, 1) * 0.5
@@ -425,7 +432,7 @@ assert torch.isclose(metrics.fid(x, y), by_hand, rtol=1e-4)
 # * **the model**: `tiny`, standard transfer;
 # * **the photo**, unmoved;
 # * **the film** itself, as if nobody would notice whose face it is;
-# * **shuffled**: the right answer's frames, in another order;
+# * **shuffled**: the frames of all six right answers, in random order;
 # * **blurred**: the right answer, too soft.
 
 # %%
@@ -470,9 +477,9 @@ table(rows)
 plt.show()
 
 # %% [markdown]
-# Every column but the first is worthless, and nearly all of them win somewhere:
+# Every column but the first is a cheat. Three of the four win a row, and the fourth beats the model in one:
 #
-# * The **photo** keeps the person. AED can't see that nothing moves.
+# * The **photo** keeps the person. AED can't see that nothing moves, and likes it better than the model's film.
 # * The **film** has all poses and expressions. ARD and AUH can't see that it's somebody else.
 # * **Shuffled** frames are perfect pictures of the right people. FID compares sets, and a set has no order.
 # * **Blurred** frames have by far the smallest L1, the right person, and landmarks where they should be. FID minds.
@@ -485,9 +492,10 @@ aed = rows["AED, to the right person"]
 assert aed["the photo"] < aed["the model"] < aed["the film"]
 
 # %% [markdown]
-# And the same-identity protocol, in which a film's first frame is driven by the rest of the same film? There *copying the driving frame* would be
-# perfect in all measures at once. Nothing but the architecture forbids it: what passes from the driving frame to the
-# picture is ten points and their matrices, too narrow for a face. Keep that door small, and the protocol is sound.
+# And the same-identity protocol, in which a film's first frame is driven by the rest of the same film? There *copying the
+# driving frame* would be perfect in all measures at once. Nothing but the architecture forbids it: what passes from the
+# driving frame to the picture is ten points and their matrices, too narrow for a face. Keep that door small, and the
+# protocol is sound.
 #
 # ## What only ground truth can measure
 #

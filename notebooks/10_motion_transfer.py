@@ -20,8 +20,8 @@
 #
 # Section 3.4 of *Thin-Plate Spline Motion Model for Image Animation* (below: **TPSM**) names three ways out: *standard*
 # (do nothing), *relative* (transfer only how far points have moved) and *avd* (let a small network tell shape from
-# pose). The papers could only ask people which film they liked better. Our faces are rendered, so the right answer can be
-# drawn: the photo's person, doing what the other one does.
+# pose). Without a right answer the papers had to ask people which film they like better (TPSM), or other networks (MRFA,
+# notebook 9). Our faces are rendered, so the right answer can be drawn: the photo's person, doing what the other one does.
 
 # %%
 from itertools import pairwise
@@ -42,7 +42,7 @@ network = AvdNetwork.load("tiny", model)
 
 # %% [markdown]
 # Two people whom the model has never seen. The film shows one of them; the photo shows the other one, in the pose of the
-# film's first frame. `truth` is the film that nobody could shoot.
+# film's first frame. `truth` is the film that nobody could shoot: the photo's person, moving like the film's.
 
 # %%
 people = synthetic.sample_identities(6, seed=100)
@@ -72,7 +72,8 @@ made = {
 # %% [markdown]
 # ## The answer first
 #
-# The film; the photo under the three modes; and the truth.
+# From left to right: the film; the photo under *standard*, *relative* and *avd*; and the truth. (A static page may show the
+# first frame only. Below are five of them.)
 
 # %%
 show.film(torch.cat([film, *made.values(), truth], dim=3), fps=6, side=128)
@@ -84,8 +85,8 @@ show.pictures({name: frames[[2, 7, 12, 17, 22]] for name, frames in rows.items()
 # %% [markdown]
 # ## One person: nothing to decide
 #
-# If the photo is the first frame of the film itself, *standard* and *relative* are the same thing: starting at $p_S$ and
-# moving by $p_D - p_S$ leads to $p_D$.
+# If the photo is the first frame of the film itself, *standard* and *relative* are the same thing: points that start at
+# $p_S$ and move by $p_D - p_S$ arrive at $p_D$.
 
 # %%
 with torch.no_grad():
@@ -138,8 +139,8 @@ plt.show()
 # %% [markdown]
 # ## Relative: only what has moved
 #
-# FOMM's remedy, which TPSM describes in a sentence. Take a starting frame of the film, and apply to the photo's points
-# what happened *since then*:
+# FOMM's remedy, which TPSM describes in a sentence. Take a starting frame $D_1$ of the film, and apply to the photo's
+# points what happened *since then* ($s$ is explained below; for now it is 1):
 #
 # $$p^k = p^k_S + s\,\big(p^k_D - p^k_{D_1}\big), \qquad A^k = A^k_D\,(A^k_{D_1})^{-1} A^k_S .$$
 #
@@ -266,9 +267,10 @@ plt.show()
 # **deformed** as if it were someone else's. Asked for the frame as it was, the network can only take the pose from the
 # deformed frame, and has to take the shape from the other:
 #
-# $$\mathcal L = \big|\,\mathrm{Dec}\big(E_\text{shape}(p_1),\, E_\text{pose}(\mathrm{deform}(p_2))\big) - p_2\,\big|_1 .$$
+# $$\mathcal L = \big\|\,\mathrm{Dec}\big(E_\text{shape}(p_1),\, E_\text{pose}(\mathrm{deform}(p_2))\big) - p_2\,\big\|_1 .$$
 #
-# The paper says "randomly deformed" and no more. Ours stretches along $x$ and $y$, shifts, and moves each point a little:
+# ($p$ stands for all points and matrices of a frame. Our decoder doesn't say where they are but how they differ from the
+# photo's, $\hat p = p_S + \mathrm{Dec}(\dots)$, which comes a little nearer.) The paper says "randomly deformed" and no more. Ours stretches along $x$ and $y$, shifts, and moves each point a little:
 
 # %%
 generator = torch.Generator().manual_seed(3)
@@ -283,7 +285,7 @@ axes[1].set_title("deformed", fontsize=9)
 plt.show()
 
 # %% [markdown]
-# One step of the training, in the loss's own words. The trained network undoes a good part of each deformation:
+# The loss as code. On average the trained network undoes a good part of the deformation:
 
 
 # %%
@@ -309,9 +311,9 @@ assert after < 0.7 * before
 # takes all twenty). In *aligned* the photo shares the film's first pose; in *plain* it has a pose of its own. Measured
 # against the true answer, in pixels:
 #
-# - *landmarks*: how far 74 landmarks are from where they should be. We have no landmark network to ask, so the photo's
-#   true landmarks are carried along by the model's flow (it points backwards, so we look for the $z$ whose arrow ends at
-#   the landmark). Those count that the photo and the frame both show.
+# - *landmarks*: how far 74 landmarks are from where they should be. A landmark network would add errors of its own, so the
+#   photo's true landmarks are carried along by the model's flow instead (it points backwards, so we look for the $z$ whose
+#   arrow ends at the landmark). Those count that the photo and the frame both show.
 # - *shape*: the same after the best shift, turn and zoom. What is left is shape and expression: is it still this face?
 
 # %%
@@ -331,13 +333,13 @@ axes[0].invert_yaxis()
 plt.show()
 
 # %% [markdown]
-# How to read it. "copy" leaves the photo as it is; "same person" is the model driven by the true answer, the best that any
-# mode can reach. "relative" searches for its start, as `animate` does.
+# How to read it. Shorter is better. "copy" leaves the photo as it is; "same person" is the model driven by the true answer,
+# about the best that a mode can hope for. "relative" searches for its start, as `animate` does.
 #
 # Both remedies keep the face's shape better than *standard* does. Where the poses match and the start is given, *relative*
 # is as good as the best; a start that it has to find costs some of that. Where the photo has a pose of its own, it moves
 # the photo by the right amount from the wrong place: the landmarks are off, and more so than with *standard*. *avd* needs no
-# start and does nearly as well in both cases, though it hardly puts the head into a better place than *standard* does:
+# start and does about equally well in both cases, though it hardly puts the head into a better place than *standard* does:
 # from one frame nobody can tell a head that has moved to the left from a person who sits there.
 
 # %%
@@ -351,8 +353,8 @@ assert plain_scores[given]["landmarks (px)"] > 2 * aligned[given]["landmarks (px
 # %% [markdown]
 # ## Play with it
 #
-# The turned photo, any starting frame, any movement scale. Frame 0 and a scale of 1 are the plain rule. What does a scale
-# of 0 do? And 2?
+# The photo with a pose of its own, any starting frame, any movement scale. In a running notebook: what does a scale of 0 do,
+# and 2? (0 leaves the points where they are; 2 doubles every movement.)
 
 
 # %%
@@ -423,10 +425,11 @@ show.pictures({name: frames[[2, 7, 12, 17, 22]] for name, frames in rows.items()
 #    pictures, in the other order. Relative too, as long as the starting frame stays the same one; with "the first frame"
 #    as the start it changes altogether.
 # 2. `dataclasses.replace(transfer.relative(source.motion, driving, first), affine=driving.affine)`. The parts of the photo
-#    get stretched at once by $A_S A_D^{-1}$, which is two people's references compared: a face that is distorted before
+#    get stretched at once by $A_S A_{D_1}^{-1}$, which is two people's references compared: a face that is distorted before
 #    anything has moved.
-# 3. `transfer.avd(source.motion, source.motion, network)` should give back what came in. It comes near; the rest is what
-#    the two codes lose. This blur costs avd its precision where relative has none.
+# 3. What came in should come back. It comes near:
+#    `(transfer.avd(m, m, network).points - m.points).norm(dim=-1).mean() * pixels`, with `m` one and the other motion, says
+#    how near. The rest is what the two codes lose: the price of avd. *Relative* gives its start back exactly.
 #
 # </details>
 #

@@ -41,7 +41,7 @@ MINUTES = float(os.environ.get("MINIMODEL_MINUTES", 5))  # of training; more is 
 SIZE = PRESETS["tiny"].image_size
 
 # %% [markdown]
-# ## The whole, in one picture
+# ## The whole and its parts
 #
 # A *system* of the papers is a choice of parts: a **prior** (what moves, coarsely), **refinement** or not, and a
 # **generator**.
@@ -66,13 +66,15 @@ for name, part in model.named_children():
 #
 # A pair is two frames of one video, one person in two states. The model gets $S$ and $D$ and must give back $D$. That
 # sounds like cheating, since $D$ is an input. But $D$ enters through ten points and matrices only, too narrow for a
-# picture to slip through, so the *looks* must come from $S$. The losses are those of MRFA section 3.4:
+# picture to slip through, so the *looks* must come from $S$. The losses are those of MRFA section 3.4, and a third that
+# comes from FOMM:
 #
 # $$\mathcal L = 10\,\underbrace{\sum_{i,l} \big|\phi_l(\hat D_i) - \phi_l(D_i)\big|}_{\text{perceptual, Eq. 11}}
-# + 100\,\underbrace{\big|p_D - T(p_{T(D)})\big|}_{\text{equivariance, Eq. 12}} + 10\,(\text{the same for the matrices})$$
+# + 100\,\underbrace{\big|p_D - \mathbf{T}(p_{\mathbf{T}(D)})\big|}_{\text{equivariance, Eq. 12}}
+# + 10\,(\text{the same for the matrices})$$
 #
-# (The paper weighs all three alike. It trains for days, we for an hour, and points that hold still are what everything
-# else waits for.)
+# (The bars are means. The paper weighs its losses alike. It trains for a day on four large GPUs, we for an hour on a
+# laptop, and points that hold still are what everything else waits for.)
 #
 # Before training on thousands of pairs, always overfit **one**. If that fails, nothing else can work.
 
@@ -141,7 +143,8 @@ model = AnimationModel.load(output / "model.safetensors")
 
 # %% [markdown]
 # What it wrote is all in one folder: the weights, the state to go on from, the numbers of every step, and a picture at
-# every evaluation.
+# every evaluation. Do the losses fall? The perceptual one, and equivariance for points and for matrices, of the steps that
+# train everything (single batches, so they jump):
 
 # %%
 print(sorted(path.name for path in output.iterdir() if not path.name.startswith("events")))
@@ -227,11 +230,12 @@ assert quality[0] < quality[1] - 1
 show.pictures({"wanted": frames[1::4], "told": told[1::4], "not told": untold[1::4]}, side=1.2)
 
 # %% [markdown]
-# Without them the model can do no better than to stand still.
+# Without the points the model can do no better than to stand still.
 #
 # ## Animate
 #
-# Another person's motion, which is what it was all for. Choose who is moved, by whom, and the moment:
+# Another person's motion, which is what it was all for. In a running notebook, choose who is moved, by whom, and the
+# moment. Below are three people moved by one film:
 
 # %%
 everybody = synthetic.sample_identities(8, seed=500)
@@ -270,7 +274,7 @@ show.pictures({"driving": video[::3], **{f"person {n}": m[::3] for n, m in zip((
 # ```
 # minimodel train --preset tiny --data synthetic --output runs/mine --minutes 60
 # minimodel train --preset tiny --data synthetic my_clips --output runs/both --minutes 60    # faces of your own
-# minimodel train --preset paper --data voxceleb --output runs/paper --steps 200000          # a GPU, or, with
+# minimodel train --preset paper --data voxceleb --output runs/paper --steps 200000                        # one GPU
 # accelerate launch -m minimodel train --preset paper --data voxceleb --output runs/paper --steps 200000   # several
 # minimodel evaluate --weights runs/mine/model.safetensors --data synthetic
 # minimodel animate --weights runs/mine/model.safetensors --source me.jpg --driving somebody.mp4
@@ -278,8 +282,8 @@ show.pictures({"driving": video[::3], **{f"person {n}": m[::3] for n, m in zip((
 #
 # ## Exercises
 #
-# 1. Train without refinement (`system="fomm"`) for as many *pairs*. How do the bars change? Which of the four changes
-#    most?
+# 1. Train without refinement (`system="fomm"`) for as many *pairs*. Do the bars change by more than they would with
+#    another seed?
 # 2. In the loop by hand, leave out the equivariance losses. One pair is still learnt. What would go wrong with many?
 # 3. Give the driving *picture* to the generator instead of ten points. What will the losses say, and what will an
 #    animation of another person look like?
