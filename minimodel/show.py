@@ -1,5 +1,6 @@
 """Pictures of pictures, flows and masks: everything the notebooks and the training strips draw with."""
 
+import base64
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -75,9 +76,14 @@ def playground(draw: Callable[..., Figure], **widgets):
     """Widgets above the figure that ``draw`` makes of their values, and makes again whenever one of them is moved.
 
     The figure is a picture widget, not output of the cell: that is quicker, and what captures the output of widgets
-    differs between notebooks, tests and static pages.
+    differs between notebooks, tests and static pages. Where no widgets are drawn, as on a code host, one sees the first
+    figure.
     """
     from ipywidgets import Image, VBox
+
+    class Playground(VBox):
+        def _repr_mimebundle_(self, **options) -> dict:
+            return super()._repr_mimebundle_(**options) | {"image/png": base64.b64encode(picture.value).decode()}
 
     picture = Image()
 
@@ -93,7 +99,7 @@ def playground(draw: Callable[..., Figure], **widgets):
             widget.continuous_update = False
         widget.observe(redraw, "value")
     redraw()
-    return VBox([*widgets.values(), picture])
+    return Playground([*widgets.values(), picture])
 
 
 def dots(axis, points: Float[Tensor, "k 2"], size: tuple[int, int], **style) -> None:

@@ -1,3 +1,4 @@
+import base64
 import io
 
 import imageio.v3 as iio
@@ -81,6 +82,9 @@ def test_a_playground_draws_again_when_a_slider_moves():
     left, right, picture = box.children
     assert (left.description, right.description, left.continuous_update) == ("left", "right", False)
     before = iio.imread(picture.value)
+    shown = box._repr_mimebundle_()
+    assert (iio.imread(base64.b64decode(shown["image/png"])) == before).all()
+    assert "application/vnd.jupyter.widget-view+json" in shown
     left.value = 3
     after = iio.imread(picture.value)
     height, width = (n // 2 for n in before.shape[:2])
