@@ -255,7 +255,7 @@ show.playground(draw_part, **sliders)
 #
 # $$\mathcal{F}_0(z) = \mathcal{T}_{S \leftarrow D}(z) = \sum_{k=0}^{K} M^k(z)\,\mathcal{T}^k_{S \leftarrow D}(z). \tag{3}$$
 #
-# The paper mixes *places*; we, like most code, mix *displacements*, and call the result $\mathcal{F}_0$ as well.
+# The paper mixes *places*; we mix *displacements*, and call the result $\mathcal{F}_0$ as well.
 # Because the masks sum to one, that is the same: $\sum_k M^k \mathcal{T}^k - z = \sum_k M^k (\mathcal{T}^k - z)$.
 #
 # In the real model a network finds points, matrices and masks. Here we cheat, because we can: ten of the renderer's
