@@ -184,7 +184,9 @@ Z = torch.randn(1, 1, 8, 10)
 assert torch.allclose(soft_argmax(Z)[0][0, 0], dsnt_naive(Z[0, 0]), atol=1e-5)
 
 # %% [markdown]
-# Move the point by fractions of a heatmap pixel, and make the hill wider or narrower:
+# In a running notebook, move the point by fractions of a heatmap pixel, and make the hill wider or narrower. The
+# maximum jumps from centre to centre. The mean stays on the true place, unless the hill is much narrower than a pixel
+# or reaches beyond the picture's edge:
 
 
 # %%
