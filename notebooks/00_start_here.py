@@ -16,7 +16,7 @@
 #
 # Given one photo and a video, make the person in the photo move like the person in the video. Nobody marks eyes or
 # mouths for the program, and it never saw either person: it learns what moving means from videos alone. That is
-# **unsupervised face animation**, and this course builds it from four papers, piece by piece.
+# **unsupervised face animation**, and this course builds it from three papers, piece by piece.
 #
 # First the answer; the questions come after. This runs on a laptop's CPU.
 
@@ -80,7 +80,7 @@ show.pictures({"wanted": clip[4::6], "rebuilt": rebuilt[4::6]}, side=1.3)
 #    (Colours: the hue is the direction, the strength the distance, white stands still.)
 # 2. **Fetch it.** *Warping* the photo by the flow.
 # 3. **What can't be fetched is painted.** A mouth that opens shows teeth that the photo never had. An *occlusion map*
-#    says where to trust the warped photo, and a generator paints the rest.
+#    says where to trust the warped photo (dark: not at all, yellow: fully), and a generator paints the rest.
 
 # %%
 with torch.no_grad():
@@ -101,7 +101,8 @@ everyone = synthetic.Faces(synthetic.sample_identities(8, seed=3), synthetic.neu
 show.pictures({"": synthetic.render(everyone, 96)}, side=1.2)
 
 # %% [markdown]
-# Move somebody's head, jaw, lids and gaze:
+# Move somebody's head, jaw, lids and gaze. (Sliders need a running notebook; the row of pictures after them shows one
+# move each.)
 
 # %%
 calm = synthetic.neutral_states(1)
@@ -133,7 +134,8 @@ show.pictures({"": torch.cat([synthetic.render(pose, 96) for pose in poses])}, c
 #
 # $$D(z) \approx S\big(z + F(z)\big).$$
 #
-# In a loop, taking the nearest pixel:
+# Here $z$ is a place, two numbers from $-1$ to $1$ across the picture. (Notebook 1 says exactly which; `to_pixels`
+# makes columns and rows of them.) In a loop, taking the nearest pixel:
 
 # %%
 SIZE = 128
@@ -154,7 +156,8 @@ def warp_nearest(image, flow):
 
 
 # %% [markdown]
-# The package's `warp` is the same with pixels mixed smoothly, so it comes out a little closer:
+# The package's `warp` does the same, but mixes the four nearest pixels. The assertion below says what each is worth:
+# the loop's picture is at least twice as close to $D$ as the source was, and the package's is closer still.
 
 # %%
 by_loop, by_package = warp_nearest(S[0], F[0])[None], warp(S, F)
@@ -166,8 +169,9 @@ errors = [(255 * metrics.l1(picture * visible, D * visible)).item() for picture 
 assert errors[0] > 2 * errors[1] > 2 * errors[2]
 
 # %% [markdown]
-# Where `visible` is black, the source doesn't show the point: the far cheek had turned away, the teeth were behind the
-# lips. There the true flow fetches something wrong, and no flow could do better.
+# Where `visible` is black, the source doesn't show the point: the side of the head had been turned away, the teeth were
+# behind the lips. There the true flow fetches something wrong (see the stripes in the hair), and no flow can fetch what
+# isn't in the picture.
 #
 # Beside the flow, the renderer knows 74 landmarks and which part of the face each pixel belongs to. The model is never
 # told any of this. We only use it to *check* the model.
@@ -186,8 +190,9 @@ plt.show()
 # %% [markdown]
 # ## Does the model find it?
 #
-# The model's flow against the true one, on pixels of the face that the source shows, in pixels of a 64-pixel picture.
-# "Nothing moves" is the error of no flow at all, which is simply how far things moved.
+# We compare the model's flow with the true one wherever skin is seen that the source shows as well. The error is the
+# mean length of the difference. "Nothing moves" has an error, too, which is simply how far things moved; the assertion
+# holds that the model's is smaller by at least 30 %.
 
 # %%
 first, later = (synthetic.Faces(people[0], speech[i]) for i in (0, 12))
@@ -233,9 +238,10 @@ assert metrics.l1(wrong, D) > metrics.l1(S, D) > metrics.l1(by_package, D)
 # | [**10**](10_motion_transfer.ipynb) | whose face is it, when one person drives another | [`transfer.py`](../minimodel/transfer.py) |
 # | [**11**](11_train_a_full_model.ipynb) | training, measuring and using the whole | [`train.py`](../minimodel/train.py), [`evaluate.py`](../minimodel/evaluate.py), [`animate.py`](../minimodel/animate.py) |
 #
-# The papers behind it: *Learning Motion Refinement for Unsupervised Face Animation* (below and everywhere: **MRFA**),
-# which notebooks 1 to 8 follow, and its ancestors, *Thin-Plate Spline Motion Model for Image Animation* (**TPSM**) among
-# them.
+# The papers behind it: *Learning Motion Refinement for Unsupervised Face Animation* (here and everywhere: **MRFA**) in
+# notebooks 1, 3 and 6 to 8; *Thin-Plate Spline Motion Model for Image Animation* (**TPSM**) in 2, 8 and 10; *Sparse to
+# Dense Motion Transfer for Face Image Animation* (**S2D**) in 4 and 5. All three grew out of the *First Order Motion
+# Model for Image Animation* (**FOMM**), which is what notebook 1 builds.
 #
 # ## Exercises
 #

@@ -17,9 +17,9 @@
 # # 1 · Affine flows: ten points move a whole face
 #
 # We want to move a photo as a person in a video moves. The idea that all papers of this course share: say *where each
-# pixel of the new picture comes from in the photo*, and fetch it there. That "where" is a **flow**, two numbers a pixel.
-# A picture of 256 × 256 has 131,072 of them, too many to guess one by one. So we start with ten moving points, let each
-# carry its surroundings along, and mix the ten motions.
+# pixel of the new picture comes from in the photo*, and fetch it there. That "where" is a **flow**, two numbers a
+# pixel. A picture of 256 × 256 has 131,072 of them, too many to guess one by one. So we start with ten moving points,
+# let each carry its surroundings along, and mix the ten motions.
 #
 # This notebook builds that mixture, Equations 1 to 3 of *Learning Motion Refinement for Unsupervised Face Animation*
 # (below: **MRFA**, section 3.1), and measures it against something no paper could: faces whose true flow is known.
@@ -56,14 +56,14 @@ drawn = torch.cat([S, D, show.flow_colors(true_flow), visible.expand(-1, 3, -1, 
 show.pictures({"": drawn}, columns=["source", "driving", "true flow", "visible"])
 
 # %% [markdown]
-# Colours of a flow: the hue is its direction, the strength its length; white stands still. The third picture is what
-# this notebook tries to build out of ten points.
+# Colours of a flow: the hue is its direction, the strength its length; white stands still. In the fourth picture black
+# is what the source doesn't show. The third is what this notebook tries to build out of ten points.
 #
 # ## Where is a pixel?
 #
-# Half of all bugs in this field are coordinates. We use one convention everywhere: a position $z$ is normalised, $x$
-# before $y$, and the picture spans $[-1, 1]$ **from edge to edge**. A pixel is a little square, so the *centre* of pixel
-# $j$ of $W$ lies at
+# Many a bug in this field is a matter of coordinates. We use one convention everywhere: a position $z$ is normalised,
+# $x$ before $y$, and the picture spans $[-1, 1]$ **from edge to edge**. A pixel is a little square, so the *centre* of
+# pixel $j$ of $W$ lies at
 #
 # $$x_j = \frac{2j + 1}{W} - 1 .$$
 
@@ -125,10 +125,10 @@ columns = ["source", "warped source", "driving", "difference × 4"]
 show.pictures({"": torch.cat([S, by_torch, D, difference])}, columns=columns)
 
 # %% [markdown]
-# What remains? Light, above all: the lamp stands elsewhere in the second frame, and moving a pixel doesn't relight it.
-# And places that the source doesn't show, such as the wall above the head. It was behind the head, so fetching it
-# fetches hair. No flow can invent a wall, or the inside of a shut mouth. The renderer can switch the lamp
-# off (only *ambient* light, the same from all sides). Then, where the source shows the pixel, a flow is enough:
+# What remains? Places that the source doesn't show, above all, such as the wall above the head. It was behind the head,
+# so fetching it fetches hair. No flow can invent a wall, or the inside of a shut mouth. And light: the head has turned
+# under the lamp, and moving a pixel doesn't relight it. The renderer can switch the lamp off (only *ambient* light, the
+# same from all sides). Then, where the source shows the pixel, a flow is enough:
 
 # %%
 lit = [replace(faces, state=replace(faces.state, ambient=torch.ones(1))) for faces in (source, driving)]
@@ -139,8 +139,8 @@ assert error[visible > 0.5].mean() < 0.01 and error[visible < 0.5].mean() > 0.1
 # %% [markdown]
 # ### Break it: mix two conventions
 #
-# Many programs put pixel centres at $-1$ and $1$ (`align_corners=True`) in one place and half a pixel inside in another.
-# The error is half a pixel at most. Does that matter?
+# Many programs put pixel centres at $-1$ and $1$ (`align_corners=True`) in one place and half a pixel inside in
+# another. The error is half a pixel at most. Does that matter?
 
 
 # %%
@@ -177,9 +177,11 @@ assert torch.allclose(right[-1], S, atol=1e-3)
 #
 # $$\mathcal{T}^k_{S \leftarrow D}(z) = p^k_S + A^k_S\,(A^k_D)^{-1}\,(z - p^k_D). \tag{1}$$
 #
-# Read it from the right: how far is $z$ from the driving point; undo the driving frame's stretch; apply the source's;
-# start from the source's point. Neither matrix means anything alone. Each maps from an abstract reference picture that
-# nobody ever sees, and in the product the reference cancels.
+# It maps a place $z$ of the driving frame to a place in the source; the part's *flow* is the way there,
+# $\mathcal{T}^k_{S \leftarrow D}(z) - z$. Read it from the right: how far is $z$ from the driving point; undo the
+# driving frame's stretch; apply the source's; start from the source's point. Neither matrix means anything alone. Each
+# maps from an abstract reference picture that nobody ever sees, and in the product the reference cancels. (The paper's
+# text says *to* the reference; its equation needs *from*.)
 
 
 # %%
@@ -203,7 +205,7 @@ assert torch.allclose(ours[0, 0], naive, atol=1e-5)
 
 # %% [markdown]
 # One point sits on the tip of the nose, and its part flow moves the *whole* picture. That is Equation 1 by itself, and
-# why masks will be needed. First at four settings, then with sliders.
+# why masks will be needed. First at four settings, then with sliders (in a running notebook).
 
 # %%
 nose = synthetic.landmarks(source)[:, 30:31]
@@ -243,18 +245,23 @@ show.playground(draw_part, **sliders)
 #
 # $$\mathcal{T}^0_{S \leftarrow D}(z) = z. \tag{2}$$
 #
-# As a displacement, that is a flow of zeros, and `affine.with_background` puts it in front. It is a simplification: in our
-# pair the camera moved a little, which is why the wall has a colour in the true flow. Notebook 2 lets the background move.
+# As a displacement, that is a flow of zeros, and `affine.with_background` puts it in front. It is a simplification: in
+# our pair the camera moved a little, which is why the wall has a colour in the true flow. Notebook 2 lets the
+# background move.
 #
 # ## Equation 3: who owns which pixel?
 #
 # A mask $M^k(z)$ says how much pixel $z$ belongs to part $k$; the masks sum to one. The coarse flow is the mixture
 #
-# $$\mathcal{F}_0(z) = \sum_{k=0}^{K} M^k(z)\,\mathcal{T}^k_{S \leftarrow D}(z). \tag{3}$$
+# $$\mathcal{F}_0(z) = \mathcal{T}_{S \leftarrow D}(z) = \sum_{k=0}^{K} M^k(z)\,\mathcal{T}^k_{S \leftarrow D}(z). \tag{3}$$
+#
+# The paper mixes *places*; we mix *displacements*, and call the result $\mathcal{F}_0$ as well.
+# Because the masks sum to one, that is the same: $\sum_k M^k \mathcal{T}^k - z = \sum_k M^k (\mathcal{T}^k - z)$.
 #
 # In the real model a network finds points, matrices and masks. Here we cheat, because we can: ten of the renderer's
 # landmarks are the points, the matrices are measured from the true flow around them, and the masks say "the nearest
-# point wins". What error is left then belongs to the *assumption* that a face is ten stiff pieces, not to any network.
+# point wins". What error is left then belongs to the *assumption* that a face is ten stiff pieces, and to such simple
+# masks, not to any network.
 
 # %%
 TEN = [2, 8, 14, 19, 24, 30, 37, 44, 48, 54]  # jaw, brows, nose, eyes, corners of the mouth
@@ -335,7 +342,7 @@ show.pictures({"": torch.cat([owners, *flows])}, columns=columns)
 
 # %% [markdown]
 # The flow of shifts is made of plateaus, one a point; with matrices each patch has a slope of its own. How far off are
-# they, on average over the visible face?
+# they, on average over the visible face, in pixels of this picture of 128?
 
 # %%
 regions = {"whole face": face, "lips": region("upper lip", "lower lip"), "eyes": region("eyes")}
@@ -362,9 +369,9 @@ assert turned > 0.3 * still
 #
 # ## A network finds the masks
 #
-# Without a renderer, somebody else must draw the masks. `DenseMotion` sees, for each part, (a) the difference of two soft
-# dots, where its point came to minus where it left from, and (b) the source warped by that part's flow alone, like the
-# pictures above. So all that it compares is already in the driving frame's pose. It never sees the driving frame
+# Without a renderer, somebody else must draw the masks. `DenseMotion` sees, for each part, (a) the difference of two
+# soft dots, where its point came to minus where it left from, and (b) the source warped by that part's flow alone, like
+# the pictures above. So all that it compares is already in the driving frame's pose. It never sees the driving frame
 # itself: points and matrices are all that travels from one face to the other. An hourglass network turns this stack
 # into eleven masks and an *occlusion* map: can the source show this pixel at all? (Notebook 8 uses that.)
 #

@@ -16,12 +16,13 @@
 # %% [markdown]
 # # 2 · Thin-plate splines: parts that bend
 #
-# In notebook 1 each part was stiff: it could shift, turn and stretch, and that was all. A mouth that smiles does more:
-# its corners rise and its middle doesn't. We could give the mouth more parts. Or one part that **bends**.
+# In notebook 1 each part was stiff, as we shall call it: it could shift, turn and stretch as an affine map does, and
+# that was all. A mouth that smiles does more: its corners rise and its middle doesn't. We could give the mouth more
+# parts. Or one part that **bends**.
 #
 # Pin a thin metal plate to five places and it settles into the smoothest shape that passes through all of them. That is
-# a thin-plate spline, and it moves parts in *Thin-Plate Spline Motion Model for Image Animation* (below: **TPSM**, section
-# 3.1). This notebook builds Equations 1 to 8 of it, and Equation 12 for the background.
+# a thin-plate spline, and it moves parts in *Thin-Plate Spline Motion Model for Image Animation* (below: **TPSM**,
+# section 3.1). This notebook builds Equations 1 to 8 of it, and Equation 12 for the background.
 
 # %%
 from dataclasses import replace
@@ -51,7 +52,7 @@ S, D = synthetic.render(source, SIZE), synthetic.render(driving, SIZE)
 true_flow, visible = synthetic.flow_between(source, driving, SIZE)
 
 # %% [markdown]
-# Five points on the mouth: its corners, the middle of each lip, and the chin. In the third picture a stiff part follows
+# Five points: the corners of the mouth, the middle of each lip, and the chin. In the third picture a stiff part follows
 # them as well as it can; in the fourth, one that bends.
 
 # %%
@@ -78,24 +79,27 @@ off_stiff, off_bent = (metrics.flow_error(flow, true_flow, lips).item() for flow
 assert off_bent < 0.75 * off_stiff
 
 # %% [markdown]
-# Both have the same five pairs of points to go by. (The stiff one is a spline, too, of a very thick plate. We will see.)
+# Both have the same five pairs of points to go by. (The stiff one is a spline, too, of a very thick plate. We will
+# see.)
 #
 # ## Equations 1 to 3: the smoothest map through given points
 #
-# $P_i^D$ are the points in the driving frame, $P_i^S$ the same points in the source. Of all maps that take the first to
-# the second, which bends least?
+# $P_i^D$ are the points in the driving frame, $P_i^S$ the same points in the source, and $p$ is any place (TPSM's
+# letter for what notebook 1, with MRFA, calls $z$). Of all maps that take the first to the second, which bends least?
 #
 # $$\min \iint \left(\frac{\partial^2 \mathcal{T}}{\partial x^2}\right)^2 + 2\left(\frac{\partial^2 \mathcal{T}}{\partial x
 # \partial y}\right)^2 + \left(\frac{\partial^2 \mathcal{T}}{\partial y^2}\right)^2 dx\,dy
 # \quad\text{with}\quad \mathcal{T}(P_i^D) = P_i^S. \tag{1}$$
 #
-# (The paper writes $P^S$ and $P^D$ the other way round here, and centres the next equation on $P^D$. Our flow is backward,
-# it starts in the driving frame: so must the spline.) The answer has been known since the 1970s: a stiff map plus one
-# dimple around each point,
+# (The paper writes $P^S$ and $P^D$ the other way round here, and centres the next equation on $P^D$. Our flow is
+# backward, it starts in the driving frame: so must the spline.) The answer has been known since the 1970s: an affine
+# map, plus a multiple of one fixed function $U$ around each point,
 #
 # $$\mathcal{T}(p) = A \begin{bmatrix} p \\ 1 \end{bmatrix} + \sum_{i=1}^{N} w_i\, U(\|P_i^D - p\|), \tag{2}$$
 #
 # $$U(r) = r^2 \log r^2. \tag{3}$$
+#
+# Distances are normalised, as all places are. $U$ is no local bump: it grows with the distance.
 
 # %%
 r = torch.linspace(0, 1.5, 200)
@@ -107,8 +111,13 @@ plt.show()
 assert tps.kernel(torch.zeros(1)) == 0 and tps.kernel(torch.ones(1)) == 0
 
 # %% [markdown]
-# Unknown are the $N$ vectors $w_i$ and the 2 × 3 matrix $A$. The $N$ points give $N$ equations. Three more say that the
-# dimples may not do what $A$ can do: $\sum_i w_i = 0$ and $\sum_i w_i P_i^{D\top} = 0$. All of them are linear:
+# Unknown are the $N$ vectors $w_i$ and the 2 × 3 matrix $A$. The $N$ points give $N$ equations, each for $x$ and for
+# $y$. Three more say that the terms with $U$ may not do what $A$ can do:
+#
+# $$\sum_i w_i = 0, \qquad \sum_i w_i P_i^{D\top} = 0 .$$
+#
+# They also tame $U$: far from all points the sum grows far more slowly than each of its terms. All of these equations
+# are linear:
 
 
 # %%
@@ -214,9 +223,10 @@ stiffness = FloatLogSlider(1e-3, base=10, min=-3, max=2, step=0.25)
 show.playground(playground, which=IntSlider(2, min=0, max=4), **moves, stiffness=stiffness)
 
 # %% [markdown]
-# Two things to try. Drag a corner: the *opposite* corner of the picture moves as well. A spline knows no distance beyond
-# which it stops, just as the affine parts did, so masks will be needed again. And raise the stiffness: a thick plate
-# doesn't quite reach its points. That is **regularisation**, $\lambda$ on the diagonal of $K$:
+# Two things to try in a running notebook. Drag a corner: the *opposite* corner of the picture moves as well, as it does
+# in the third picture above. Like an affine part, a spline moves the whole picture, so masks will be needed again. And
+# raise the stiffness: a thick plate doesn't quite reach its points. That is **regularisation**, $\lambda$ on the
+# diagonal of $K$:
 
 # %%
 strengths = torch.logspace(-4, 2, 25).tolist()
@@ -232,8 +242,9 @@ plt.show()
 assert missed[0] < 0.05 and missed[-1] > 5 * missed[0]
 
 # %% [markdown]
-# At the right end is the best affine map, the stiff part of the first picture: $\lambda$ stands before the $w_i$ alone, so
-# $A$ is free whatever $\lambda$ is. The published code adds its 0.01 to all of the diagonal, and so pulls $A$ to zero, too.
+# At the right end is the best affine map, the stiff part of the first picture: $\lambda$ stands before the $w_i$ alone,
+# so $A$ is free whatever $\lambda$ is. The published code adds its 0.01 to all of the diagonal, so that not even a
+# plain shift of all points is met exactly.
 #
 # ### Break it: the wrong way round
 #
@@ -251,8 +262,9 @@ assert off_bent < off_still < off_forward
 # ### Break it: points on one line
 #
 # Nothing stops a detector from putting five points on a line, or all in one place. Then no point says what happens
-# beside the line. The equations have many solutions. An ordinary solver finds none, or, if the points lie beside the line by a hair and
-# were found a little wrongly, one whose $A$ grows as the hair gets thinner:
+# beside the line, the equations have many solutions, and an ordinary solver finds none of them. If the points lie
+# *almost* on a line and were found a little wrongly, it finds a solution, whose $A$ grows without limit as they come
+# closer to the line:
 
 # %%
 line_D = torch.stack([torch.linspace(-0.6, 0.6, 5), 0.5 * torch.linspace(-0.6, 0.6, 5)], 1)
@@ -263,8 +275,9 @@ large = [fit_naive(line_D + off * nudges, found_S)[-3:].abs().max() for off in (
 assert large[0] < 2 and large[1] > 3 * large[0] and large[2] > 3 * large[1]
 
 # %% [markdown]
-# `tps.fit` takes, of all solutions, the one with the **smallest coefficients**. And `tps.part_flows` fits not where points
-# go but *how far*, so that small means "stays where it is". With positions, small would mean "goes to the middle".
+# `tps.fit` takes, of all solutions, the one with the **smallest coefficients**. And `tps.part_flows` fits not where
+# points go but *how far*, so that small means "stays where it is". With positions, small would mean "goes to the
+# middle".
 
 # %%
 size = (SIZE, SIZE)
@@ -275,18 +288,24 @@ show.pictures(rows, columns=["source", "smallest positions", "smallest motion"],
 assert (distances.mean((2, 3)) - torch.tensor([0.2, 0.1])).abs().max() < 0.1
 
 # %% [markdown]
-# The gradient stays finite as well. Eigenvectors of such equations have no derivative, so `tps.solve_symmetric` solves
-# once without a gradient, and lets it through one step of refinement, $x + K^+(b - Kx)$. That adds nothing to $x$, and its
-# derivative is the right one. (`gradcheck` agrees, in the tests.)
+# The gradient stays finite as well. Write all $N + 3$ equations as $Lx = b$. Where $L$ is singular its eigenvectors
+# have no derivative, so `tps.solve_symmetric` solves once without a gradient, and lets it through one step of
+# refinement, $x + L^+(b - Lx)$, where $L^+$ is the inverse of what can be inverted. That adds nothing to an $x$ that
+# solves the equations. Its derivative is the right one where they have one solution (`gradcheck` agrees, in the tests),
+# and finite elsewhere.
 #
 # ## Equations 5 and 6: several splines
 #
-# As in notebook 1, masks decide which part owns a pixel, and a mask for the background comes first:
+# As in notebook 1, masks decide which part owns a pixel, and a mask for the background comes first. A network will give
+# one map of logits $\tilde{\mathbf{M}}_k$ for each (the paper's *contribution maps*). A softmax makes masks of them,
+# and the masks mix the maps:
+#
+# $$\mathbf{M}_k(p) = \frac{\exp(\tilde{\mathbf{M}}_k(p))}{\sum_{i=0}^{K} \exp(\tilde{\mathbf{M}}_i(p))}, \tag{5}$$
 #
 # $$\tilde{\mathcal{T}}(p) = \mathbf{M}_0(p)\,\mathcal{T}_{bg}(p) + \sum_{k=1}^{K} \mathbf{M}_k(p)\,\mathcal{T}_k(p). \tag{6}$$
 #
-# Five groups of five landmarks, masks by distance to the nearest point of a group, and, to compare, the same groups as
-# stiff parts:
+# The background $\mathcal{T}_{bg}$ stands still for now. Five groups of five landmarks, logits by the distance to the
+# nearest point of a group, and, to compare, the same groups as stiff parts:
 
 # %%
 GROUPS = [[17, 19, 21, 36, 39], [22, 24, 26, 42, 45], [27, 30, 31, 35, 33], MOUTH, [2, 5, 8, 11, 14]]
@@ -325,15 +344,15 @@ assert errors["bending"][0] < 1.1 * errors["stiff"][0] < 0.2 * still[0]
 assert errors["bending"][1] < 0.8 * errors["stiff"][1]
 
 # %% [markdown]
-# Over the whole face five stiff parts, which know the same 25 true landmarks, do as well. On the lips parts that bend are
-# better by a third. What it costs: a detector must now find five points a part instead of one and a matrix, 10 numbers
-# instead of 6.
+# Over the whole face five stiff parts, which know the same 25 true landmarks, do as well. On the lips parts that bend
+# are better by more than a quarter. What it costs: a detector must now find five points a part instead of one and a
+# matrix, 10 numbers instead of 6.
 #
 # ## Equations 7 and 8: dropout
 #
-# Softmax is a contest. The gradient of $\mathbf{M}_k$ is proportional to $\mathbf{M}_k$: a spline that owns nothing
-# learns nothing, so it will never own anything. The paper's remedy is to drop splines at random early in the training,
-# each with probability $P$, so that the others must do without it:
+# Softmax is a contest. The gradient of $\mathbf{M}_k$ in its logit is $\mathbf{M}_k (1 - \mathbf{M}_k)$: a spline that
+# owns nothing learns nothing, so it will never own anything. The paper's remedy is to drop splines at random early in
+# the training, each with probability $P$, so that the others must do without it:
 #
 # $$\mathbf{M}_k = \frac{b_k \exp(\tilde{\mathbf{M}}_k) / (1 - P)}{\mathbf{M}_T},\qquad
 # \mathbf{M}_0 = \frac{\exp(\tilde{\mathbf{M}}_0)}{\mathbf{M}_T}, \tag{7}$$
@@ -403,8 +422,8 @@ show.pictures(rows, columns=[f"mask {k}" for k in range(1, 9)], side=1.1)
 
 
 # %% [markdown]
-# White is what a spline owns. How many splines do the work? Count each by its share of the picture: the exponential of the
-# entropy of the shares is 8 if all own the same, 1 if one owns everything.
+# White is what a spline owns. How many splines do the work? Count each by its share of the picture: the exponential of
+# the entropy of the shares is 8 if all own the same, 1 if one owns everything.
 
 
 # %%
@@ -423,8 +442,9 @@ plt.show()
 assert counts[0.3].mean() > counts[0.0].mean() + 0.3
 
 # %% [markdown]
-# Dropout keeps more of them at work. It isn't a cure: a spline that begins far behind still gets its chance only when all
-# that are ahead of it are dropped. In the package (`train.py`) $P$ rises from 0.1 to 0.3 and ends at 35 % of the run.
+# Dropout keeps more of them at work. It isn't a cure: a spline that begins far behind still gets its chance only when
+# all that are ahead of it are dropped. In the package (`train.py`) $P$ rises from 0.1 to 0.3 and ends at 35 % of the
+# run.
 #
 # ## Equation 4: the background moves, too
 #
@@ -433,8 +453,8 @@ assert counts[0.3].mean() > counts[0.0].mean() + 0.3
 #
 # $$\mathcal{T}_{bg}(p) = A_{bg} \begin{bmatrix} p \\ 1 \end{bmatrix}. \tag{4}$$
 #
-# Somebody else, before shelves, and a camera that pans by 0.2 to the right (10 pixels) and a little up. The head follows
-# the true flow in both results, and the shelves stand still in the first:
+# Somebody else, before shelves, and a camera that turns, so that the wall moves by 0.2 to the right (10 pixels) and a
+# little up. The head follows the true flow in both results, and the shelves stand still in the first:
 
 # %%
 other = synthetic.sample_identities(24, seed=7)[10]
@@ -455,16 +475,18 @@ still_wall, moved_wall = ((picture - D).abs().mean(1, keepdim=True)[shelves].mea
 assert moved_wall < 0.3 * still_wall
 
 # %% [markdown]
-# Where does $A_{bg}$ come from? `BackgroundPredictor` looks at both frames at once, six channels, and says six numbers. Nobody
-# tells it which pixels are background: it learns from the reconstruction, through whatever the masks leave to $\mathcal{T}_{bg}$,
-# and begins with the identity.
+# Where does $A_{bg}$ come from? `BackgroundPredictor` looks at both frames at once, six channels, and says six numbers.
+# Nobody tells it which pixels are background: it learns from the reconstruction, through whatever the masks leave to
+# $\mathcal{T}_{bg}$, and begins with the identity.
 #
-# One more loss helps the predictor. From source to driving frame and back should lead nowhere:
+# One more loss helps the predictor. Let $A'_{bg}$ be its answer when it sees the two frames in the other order. There
+# and back should lead nowhere:
 #
 # $$\mathcal{L}_{bg} = \left\| \begin{bmatrix} A'_{bg} \\ 0\;0\;1 \end{bmatrix}
 # \begin{bmatrix} A_{bg} \\ 0\;0\;1 \end{bmatrix} - I \right\|. \tag{12}$$
 #
-# Note what it is blind to. A predictor that always says "nothing moves" has no loss at all; zeros, at least, cost something:
+# (The package takes the mean size of the nine entries.) Note what it is blind to. A predictor that always says "nothing
+# moves" has no loss at all; zeros, at least, cost something:
 
 # %%
 back = torch.tensor([[[1.0, 0.0, 0.2], [0.0, 1.0, -0.05]]])
@@ -473,19 +495,20 @@ assert losses.background_loss(A_bg, back) < 1e-6 and losses.background_loss(A_bg
 assert losses.background_loss(nothing, nothing) == 0 and losses.background_loss(zeros, zeros) > 0.2
 
 # %% [markdown]
-# And where two films meet, a photo and somebody else's video, the video's camera says nothing about the photo's wall. So
-# `animate` leaves the driving image out of the `Motion`, and the background stands still.
+# And where two films meet, a photo and somebody else's video, the video's camera says nothing about the photo's wall.
+# So `animate` leaves the driving image out of the `Motion`, and the background stands still.
 #
 # ## Exercises
 #
 # 1. The five points of a die, all turned by 30 degrees about the middle. How large are the $w_i$? Why?
-# 2. In `contest`, drop the background as well. What happens at a pixel where everything is dropped?
+# 2. In `contest`, drop the background as well. What happens in a step in which everything is dropped?
 # 3. Fit the mouth with four points, then with three. What becomes of the bending with three, and why?
 #
 # <details><summary>Solutions</summary>
 #
 # 1. Zero, up to rounding: a turn is affine, $A$ can do it alone, and bending costs. `tps.fit(die, turned).weights`.
-# 2. All exponentials are 0, and their quotient is 0/0, NaN. Someone must stay, and the paper's someone is the background.
+# 2. All exponentials are 0 at every pixel, and their quotient is 0/0, NaN. Someone must stay, and the paper's someone is
+#    the background.
 # 3. Three points determine an affine map, so nothing has to bend: `bending` is 0, and the flow is that of a stiff part.
 #
 # </details>

@@ -22,7 +22,8 @@
 #
 # The trick: **bend a picture in a way that you know, and ask the network to find its points in the bent picture where
 # the bending took them.** This notebook builds that loss (section 3.4 of *Learning Motion Refinement for Unsupervised
-# Face Animation*, **MRFA**), trains a detector with nothing else for some twenty seconds, and finds out what is missing.
+# Face Animation*, **MRFA**), trains a detector with nothing else for some twenty seconds, and finds out what is
+# missing.
 
 # %%
 import matplotlib.pyplot as plt
@@ -121,7 +122,8 @@ plt.show()
 # %% [markdown]
 # Hot: every pixel has a vote, and the point is dragged to the middle of the picture. Cold: the highest pixel takes all,
 # and the others get no gradient. In between, two hills put the point *between* them, where there may be nothing. So a
-# useful heatmap has one hill, and the model uses $\tau = 0.1$, as published. Try where the point leaves the left hill:
+# useful heatmap has one hill, and the model uses $\tau = 0.1$, as the published code does. In a running notebook, try
+# where the point leaves the left hill:
 
 
 # %%
@@ -155,8 +157,8 @@ assert torch.allclose(moved - unmoved, torch.tensor([step, 0.0]), atol=0.1 * ste
 # %% [markdown]
 # ## The matrix: an average of maps
 #
-# The same network puts four more maps beside each heatmap, a 2 × 2 matrix $a^k(z)$ at every place. The matrix of a point
-# is their average under its heatmap, so only what the maps say *around the point* counts:
+# The same network puts four more maps beside each heatmap, a 2 × 2 matrix $a^k(z)$ at every place. The matrix of a
+# point is their average under its heatmap, so only what the maps say *around the point* counts:
 #
 # $$A^k = \sum_z H^k(z)\, a^k(z) .$$
 #
@@ -179,9 +181,9 @@ assert torch.allclose(matrix, A[0, 4], atol=1e-4)
 # ## Pictures that are bent in a known way
 #
 # $\mathbf{T}$ is a random smooth map of the plane: a small affine map plus a thin-plate spline (notebook 2) with random
-# weights at 5 × 5 control points. `transformed_frame` shows at $z$ what the frame has at $\mathbf{T}(z)$. Upper row: the
-# published strength. Lower row: three times the affine part, which we will use, since a short training sees few pictures
-# and each should tell a lot.
+# weights at 5 × 5 control points; $\sigma$ is how far the affine map's six numbers stray from the identity.
+# `transformed_frame` shows at $z$ what the frame has at $\mathbf{T}(z)$. Upper row: the published strength. Lower row:
+# three times the affine part, which we will use, since a short training sees few pictures and each should tell a lot.
 
 # %%
 lines = D[:1].clone()
@@ -199,13 +201,15 @@ show.pictures(rows, columns=["frame", *["bent"] * 5], side=1.3)
 #
 # $$\mathcal{L}_{equi} = \sum_k \left\| \mathbf{T}(p_D^k) - p_{\mathbf{T}(D)}^k \right\|_1. \tag{12}$$
 #
-# Which way does $\mathbf{T}$ go? Our bent picture shows at $q$ what the frame has at $\mathbf{T}(q)$. So a point found at
-# $q$ in the bent picture lies at $p = \mathbf{T}(q)$ in the frame:
+# Which way does $\mathbf{T}$ go? Our bent picture shows at $q$ what the frame has at $\mathbf{T}(q)$. So a point found
+# at $q$ in the bent picture lies at $p = \mathbf{T}(q)$ in the frame:
 #
 # $$p_D^k = \mathbf{T}\big(p_{\mathbf{T}(D)}^k\big).$$
 #
-# Warping is backward, so points travel opposite to pixels, and Equation 12 holds with the two points swapped. The true
-# landmarks can show it. We solve $\mathbf{T}(q) = p$ for $q$, and draw both candidates into the bent picture:
+# Warping is backward, so points travel opposite to pixels. Equation 12 holds as printed if $\mathbf{T}(D)$ is the frame
+# whose points were *moved* by $\mathbf{T}$. For a frame that is *sampled* at $\mathbf{T}(z)$, as ours, it holds with
+# the two points swapped. The true landmarks can show it. We solve $\mathbf{T}(q) = p$ for $q$, and draw both candidates
+# into the bent picture:
 
 # %%
 T = random_transforms(1, torch.Generator().manual_seed(11), affine_sigma=0.15)
@@ -249,13 +253,14 @@ assert losses.equivariance_points(p, q, T) < 1e-4 < 0.05 < losses.equivariance_p
 # ## The same for matrices
 #
 # Near its point a matrix takes steps $r$ of an abstract reference picture to steps in a frame: $p + A r$ in the frame
-# and $q + A' r$ in the bent one. $\mathbf{T}$ takes the second to the first, for small steps through its Jacobian $J$ at
-# $q$:
+# and $q + A' r$ in the bent one. $\mathbf{T}$ takes the second to the first, for small steps through its Jacobian $J$
+# at $q$:
 #
 # $$\mathbf{T}(q + A' r) \approx p + J A' r \quad\Rightarrow\quad A = J A' \quad\Rightarrow\quad A^{-1} J A' = I .$$
 #
-# The paper leaves this loss out of its text; it comes from the affine motion model that it builds on. We need $J$. A
-# spline's derivative is a formula, and a finite difference checks it:
+# The loss is how far that product is from the identity, entry by entry. (Why not compare $A$ with $J A'$? Then matrices
+# of zeros would be perfect.) The paper leaves this loss out of its text; it comes from the affine motion model that it
+# builds on, FOMM. We need $J$. A spline's derivative is a formula, and a finite difference checks it:
 
 # %%
 exact = Spline(T.control.double(), T.weights.double(), T.affine.double())
@@ -268,8 +273,8 @@ for j in range(2):
     assert torch.allclose(J[:, :, j], slope, atol=1e-5)
 
 # %% [markdown]
-# Now choose matrices $A'$ at random and set $A = J A'$. A detector that did this would be perfect, and the loss says so.
-# One that found the same matrix in both pictures, as if nothing were bent, would not be:
+# Now choose matrices $A'$ at random and set $A = J A'$. A detector that did this would be perfect, and the loss says
+# so. One that found the same matrix in both pictures, as if nothing were bent, would not be:
 
 # %%
 A_bent = torch.eye(2) + 0.2 * torch.randn(1, 6, 2, 2, generator=torch.Generator().manual_seed(4))
@@ -280,9 +285,9 @@ assert losses.equivariance_affine(A_bent, A_bent, q, T) > 0.02
 # %% [markdown]
 # ## Train a detector with nothing else
 #
-# 256 faces, none of which we will test on. A small `KeypointDetector`: an hourglass on 32 × 32 places, a heatmap and four
-# maps for each of ten points. Each step bends eight faces and applies the two losses. No label, no second frame, no
-# generator.
+# 256 faces, none of which we will test on. A small `KeypointDetector`: an hourglass on 32 × 32 places, a heatmap and
+# four maps for each of ten points. Each step bends eight faces and applies the two losses. No label, no second frame,
+# no generator.
 
 # %%
 faces = synthetic.render(synthetic.Faces.sample(256, seed=1), SIZE)
@@ -341,9 +346,9 @@ with torch.no_grad():
 # %% [markdown]
 # ## It works
 #
-# The loss falls, here in pixels. The grey line is a point that ignores the picture and stays in the middle of the frame:
-# it doesn't follow $\mathbf{T}$ at all. Points that stick to the *frame* are what this loss rules out. (The curve jumps
-# because some bends are stronger than others.)
+# The loss falls, here in pixels. The grey line is a point that ignores the picture and stays in the middle of the
+# frame: it doesn't follow $\mathbf{T}$ at all. Points that stick to the *frame* are what this loss rules out. (The
+# curve jumps because some bends are stronger than others.)
 
 # %%
 many = random_transforms(500, torch.Generator().manual_seed(3), affine_sigma=0.15)
@@ -374,9 +379,9 @@ draw_points(in_turn, torch.stack([trained[0][0][:3], trained[1][0][:3]], 1).flat
 
 
 # %% [markdown]
-# All ten have gone to nearly the same place. Which was allowed! Equation 12 sums over the points and never compares two of them.
-# Whatever a detector has learned, take the point $k$ that does best and use it ten times: the loss can't be larger than
-# before, because the smallest of ten numbers is at most their mean.
+# All ten have gone to nearly the same place. Which was allowed! Equation 12 sums over the points and never compares two
+# of them. Whatever a detector has learned, take the point $k$ that does best and use it ten times: the loss can't be
+# larger than before, because the smallest of ten numbers is at most their mean.
 
 # %%
 transform = random_transforms(COUNT, torch.Generator().manual_seed(5), affine_sigma=0.15)
@@ -391,8 +396,8 @@ assert losses.equivariance_points(*copies, transform) <= losses.equivariance_poi
 
 # %% [markdown]
 # So the collapse is a solution, not an accident of a short training. How far apart are the points, and what are they
-# worth for the task? Take the part flows of notebook 1 and the best masks there could be: at each pixel the part, or the
-# still background, that is closest to the true flow.
+# worth for the task? Take the part flows of notebook 1 and the best masks that give each pixel to one part: at each
+# pixel the part, or the still background, that is closest to the true flow.
 
 
 # %%
@@ -444,13 +449,15 @@ assert errors[2] < 0.8 * errors[1]
 # %% [markdown]
 # ## A detector that asks the whole picture
 #
-# An hourglass decides about each place by what lies around it. Its ten heatmaps never speak to each other. The best
-# numbers of the main paper come from another kind of detector, the **motion tokens** of MTIA (*Motion Transformer for
-# Unsupervised Image Animation*, cited there): a transformer.
+# An hourglass decides about each place by what lies around it, and none of its ten points knows where the others are.
+# The best numbers of the main paper come from another kind of detector, the **motion tokens** of MTIA (*Motion
+# Transformer for Unsupervised Image Animation*, cited there): a transformer.
 #
-# Cut the picture into patches, each described by a vector. Put ten more vectors in front that belong to no place, one for
-# each point, and ten for the matrices. In every layer each vector $i$ asks all vectors $j$ a question $q_i$, they answer by
-# how well their key $k_j$ fits, and it takes the mean of their values $v_j$:
+# Cut the picture into patches, each described by a vector. Put ten more vectors in front that belong to no place, one
+# for each point, and ten for the matrices. In every layer each vector $i$ asks all vectors $j$ a question $q_i$, they
+# answer by how well their key $k_j$ fits, and it adds to itself the mean of their values $v_j$. Questions, keys and
+# values are learnt linear functions of the vectors, and $d$ is their length (in this section $q$ and $k$ are neither
+# points nor their numbers):
 #
 # $$x_i \leftarrow x_i + \sum_j \frac{e^{q_i \cdot k_j / \sqrt{d}}}{\sum_l e^{q_i \cdot k_l / \sqrt{d}}} \, v_j .$$
 
@@ -471,7 +478,7 @@ assert torch.allclose(attention_naive(some_q, some_k, some_v), by_torch, atol=1e
 # %% [markdown]
 # Such a mean doesn't know where anything is: swap two patches, and the sum is the same. So each patch gets a
 # **position** added, sines and cosines of $x$ and $y$ in several frequencies, so that places close to each other get
-# vectors close to each other. Here is how alike the position in the middle is to all others:
+# vectors close to each other. Here is how alike the position in the middle is to all others (yellow: most):
 
 # %%
 positions = sine_positions((33, 33), 192)
@@ -480,10 +487,10 @@ assert alike.flatten().argmax() == 33 * 16 + 16
 show.pictures({"": show.heat(alike, largest=alike.max().item())}, side=1.8)
 
 # %% [markdown]
-# `TokenDetector` is that (with several such questions at a time, and a small network after each layer), on features of a
-# few convolutions. At the end a point's vector is compared with every place of these features, and the soft-argmax of
-# that is the point. Before any training the points lie spread over the picture, because a Gaussian pulls each of them to
-# a place of its own. That is where they set out from:
+# `TokenDetector` is that (with several such questions at a time, and a small network after each layer), on features of
+# a few convolutions. At the end a point's vector is compared with every place of these features, and the soft-argmax of
+# that is the point. Before any training the points lie spread over the picture, because a Gaussian pulls each of them
+# to a place of its own. That is where they set out from:
 
 # %%
 torch.manual_seed(0)
@@ -510,8 +517,8 @@ assert torch.allclose(whole, along, atol=1e-4)
 assert (whole - behind).abs().max() > 100 * (whole - along).abs().max()
 
 # %% [markdown]
-# Trained within the whole model on the same pairs, these points say more about the driving frame than the hourglass's
-# (the README has the numbers; `minimodel train --prior tokens`).
+# Trained within the whole model on the same pairs, these points served at least as well as the hourglass's in our first
+# trials (the README has the numbers; `minimodel train --prior tokens`).
 #
 # ## Exercises
 #
@@ -529,9 +536,10 @@ assert (whole - behind).abs().max() > 100 * (whole - along).abs().max()
 # 2. `distances = (p[:, :, None] - p[:, None]).norm(dim=-1) + torch.eye(10)` and add the term to the loss. The points
 #    spread over the head, evenly, like a net that is glued to it. The picture looks convincing. But they follow the head
 #    as one stiff thing, and `best_error` hardly improves: being different is not being useful.
-# 3. `far = random_transforms(50, generator).flow((64, 64)).norm(dim=2).mean(0, keepdim=True)`, then
-#    `show.pictures({"": show.heat(far, largest=far.max())})`. It is lowest in the middle, but not zero, because
-#    $\mathbf{T}$ also shifts. That is the grey line.
+# 3. `far = random_transforms(500, generator, affine_sigma=0.15).flow((64, 64)).norm(dim=2).mean(0, keepdim=True)`, then
+#    `show.pictures({"": show.heat(far, largest=far.max().item())})`. It is lowest near the middle, but not zero, because
+#    $\mathbf{T}$ also shifts. What a point in the middle still pays is the grey line (the mean of $x$ and $y$ there, a
+#    length here).
 #
 # </details>
 #

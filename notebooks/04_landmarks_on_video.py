@@ -23,8 +23,8 @@
 #
 # A detector that looks at one frame at a time does tremble, even where it is accurate. Section 3.3 of the paper has two
 # remedies: read heatmaps by their mean instead of their maximum (**DSNT**), and let unlabelled video teach the detector
-# to agree with itself from frame to frame (the **registration loss**, SBR). We build both, and measure how much still
-# trembles.
+# to agree with itself from frame to frame (the **registration loss**, from *supervision by registration*, SBR). We
+# build both, and measure how much still trembles.
 
 # %%
 import matplotlib.pyplot as plt
@@ -77,8 +77,9 @@ plt.show()
 # %% [markdown]
 # ## The 74 points
 #
-# The 68 of the iBUG annotation, which nearly everybody uses, and six that S2D adds and doesn't name. Ours are the pupils
-# and the middles of the lids, because gaze and blinks are what the 68 say least about. Right and left are the subject's.
+# The 68 of the iBUG annotation, which nearly everybody uses, and six that S2D adds and doesn't name. Ours are the
+# pupils and the middles of the lids, because gaze and blinks are what the 68 say least about. Right and left are the
+# subject's.
 
 # %%
 groups = {"jaw": (0, 17), "brows": (17, 27), "nose": (27, 36), "eyes": (36, 48), "mouth": (48, 68), "pupils": (68, 70)}
@@ -127,8 +128,8 @@ show.pictures({"": torch.stack(shown)}, columns=["tip of the nose", "corner of t
 # %% [markdown]
 # ## Reading it: the highest pixel
 #
-# The usual way, of FAN and many others: take the pixel where the heatmap is highest. Slide a point slowly to the right,
-# draw the perfect heatmap for it, and read it:
+# The usual way, of FAN (the *face alignment network* that S2D starts from) and many others: take the pixel where the
+# heatmap is highest. Slide a point slowly to the right, draw the perfect heatmap for it, and read it:
 
 # %%
 slide = torch.linspace(0, 4, 200)  # in heatmap pixels
@@ -147,10 +148,10 @@ axis.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# A staircase. In the photo each step is four pixels high, and a nose that moves slowly stands still, jumps, stands still.
-# FAN knows, and moves the maximum by a quarter of a pixel towards its higher neighbour ("and a quarter"): steps half as
-# high. And at a step's edge the faintest grain decides between two places, so that a point trembles even on a face that
-# doesn't move.
+# A staircase. In the photo each step is four pixels high, and a nose that moves slowly stands still, jumps, stands
+# still. FAN knows, and moves the maximum by a quarter of a pixel towards its higher neighbour ("and a quarter"): steps
+# half as high. And at a step's edge the faintest grain decides between two places, so that a point trembles even on a
+# face that doesn't move.
 
 # %%
 worst = {name: ((points - places).abs()[..., 0].max() / PIXEL).item() for name, points in readings.items()}
@@ -164,8 +165,8 @@ assert worst["mean"] < 0.01 < 0.2 < worst["maximum and a quarter"] < worst["maxi
 #
 # $$\hat H(z) = \frac{e^{Z(z)}}{\sum_u e^{Z(u)}}, \qquad p = \sum_z \hat H(z)\, z .$$
 #
-# No step, and a derivative everywhere. It costs no parameter. The paper calls it the differentiable spatial to numerical
-# transform; it is the soft-argmax of notebook 3.
+# No step, and a derivative everywhere. It costs no parameter. DSNT stands for *differentiable spatial to numerical
+# transform*; it is the soft-argmax of notebook 3, with $Z$ for the logits and a temperature of 1.
 
 
 # %%
@@ -183,7 +184,9 @@ Z = torch.randn(1, 1, 8, 10)
 assert torch.allclose(soft_argmax(Z)[0][0, 0], dsnt_naive(Z[0, 0]), atol=1e-5)
 
 # %% [markdown]
-# Move the point by fractions of a heatmap pixel, and make the hill wider or narrower:
+# In a running notebook, move the point by fractions of a heatmap pixel, and make the hill wider or narrower. The
+# maximum jumps from centre to centre. The mean stays on the true place, unless the hill is much narrower than a pixel
+# or reaches beyond the picture's edge:
 
 
 # %%
@@ -211,8 +214,8 @@ show.playground(draw_reading, **sliders)
 # ### Break it: let only the mean be right
 #
 # The mean of two hills lies in the valley between them. A loss on points alone is happy with that, and the heatmap then
-# says nothing. So the wanted heatmap stays in the loss, as a cross entropy with $\hat H$ (the DSNT paper regularises with
-# another divergence, to the same end):
+# says nothing. So the wanted heatmap stays in the loss, as a cross entropy with $\hat H$ (the DSNT paper regularises
+# with another divergence, to the same end):
 
 # %%
 two = torch.tensor([[[-0.5, 0.0], [0.5, 0.0]]])
@@ -234,8 +237,9 @@ assert heatmap_loss(logits["two hills"], one, inside) > 2 * heatmap_loss(logits[
 #
 # $$SMS = \frac{1}{T} \sum_{t=1}^{T} \left| \tfrac{1}{2}\left(D_{lm}^{t-1} + D_{lm}^{t+1}\right) - D_{lm}^t \right| . \tag{9}$$
 #
-# A steady motion costs nothing. The paper leaves open which norm the bars are. We take the distance in the plane, summed
-# over the points, in pixels.
+# A steady motion costs nothing. The paper leaves open which norm the bars are, and what to do at both ends. We take the
+# distance in the plane, summed over the points, in pixels, and the mean over the $T - 2$ frames that have both
+# neighbours.
 
 
 # %%
@@ -280,8 +284,12 @@ assert jitter["mean"] < 0.6 * jitter["maximum"] and error["mean"] < error["maxim
 #
 # $$\min_d \sum_{u} \big( I_{t+1}(p + d + u) - I_t(p + u) \big)^2 .$$
 #
-# For a small step the picture is about linear, with the patch's gradient $J$, and least squares gives the step. Repeat
-# from where you arrive, and from coarse pictures to fine ones.
+# For a small step the picture is about linear. With $J(u)$ the patch's gradient, least squares gives the step:
+#
+# $$d \leftarrow d - \Big(\sum_u J J^\top + \varepsilon I\Big)^{-1} \sum_u J \,\big( I_{t+1}(p + d + u) - I_t(p + u) \big).$$
+#
+# Repeat from where you arrive, and from coarse pictures to fine ones. (The damping $\varepsilon$ keeps a patch without
+# texture where it is: its sum of $J J^\top$ has no inverse.)
 
 
 # %%
@@ -332,8 +340,8 @@ assert off.median() < 0.75 * still.median()
 # ### When not to believe it
 #
 # A lid that shuts takes its patch away; on a smooth cheek any shift looks right. The check: carry the point to the next
-# frame, and from there *back*. Who doesn't come home within half a pixel isn't believed (red). Here for the two frames
-# between which the lids move most.
+# frame, and from there *back*. Who doesn't come home within half a pixel isn't believed (red, as against green). Here
+# for the two frames between which the lids move most.
 
 # %%
 lids = (truth[:, 70:72, 1].diff(dim=1).abs()).diff(dim=0).abs().flatten()
@@ -374,9 +382,10 @@ assert torch.allclose(ours, registration_naive(film[:1], film[1:2], p_mean[:1], 
 # %% [markdown]
 # ## Teach it, with labels and without
 #
-# The labels come from other faces: 48 rendered ones with their landmarks. The film has none: its truth is only used to
-# measure. Two copies of the detector learn for twenty steps each. One from labelled faces and the film together, the other
-# from the film alone. Points are found in frames with new grain each time, and carried over in the film as it is.
+# The labels come from other faces: 48 rendered ones with their landmarks. The film, on which we also measure, has none:
+# its truth is only used for measuring. Two copies of the detector learn for twenty steps each. One from labelled faces
+# and the film together, the other from the film alone. Points are found in frames with new grain each time, and carried
+# over in the film as it is.
 
 # %%
 others = synthetic.Faces.sample(48, seed=77)
@@ -421,8 +430,9 @@ assert jitter["labels and film"] < jitter["before"]
 assert error["labels and film"] < min(1.1 * error["before"], error["film alone"])
 
 # %% [markdown]
-# (The black line is the truth's own SMS.) The film alone calms the points as well, but nothing ties them to the face's
-# features any more: the registration loss only says that the two detections should *agree*, not where. Labels say where.
+# (The black line is the truth's own SMS.) With labels, twenty steps calm the points a little and hardly change the
+# error. The film alone calms them as well, but nothing ties them to the face's features any more, and the error grows:
+# the registration loss only says that the two detections should *agree*, not where. Labels say where.
 #
 # ## Exercises
 #
@@ -434,15 +444,16 @@ assert error["labels and film"] < min(1.1 * error["before"], error["film alone"]
 #
 # <details><summary>Solutions</summary>
 #
-# 1. Next to nothing, in both cases: the carried point moves with its surroundings wherever it sits. It's the same hole as
-#    the collapse in notebook 3, and the same remedy: something else must say what the points *are*. There it was
+# 1. Hardly more than before, and even less: the carried point moves with its surroundings wherever it sits. It's the same
+#    hole as the collapse in notebook 3, and the same remedy: something else must say what the points *are*. There it was
 #    reconstruction, here labels.
-# 2. `F.avg_pool1d(p_max.flatten(1).T[None], 5, 1, 2)[0].T.view_as(p_max)`. SMS falls far below the truth's, and the
-#    error falls for slow parts. But lids and lips lag behind and don't go all the way: a blink lasts four frames. A
-#    filter can't tell trembling from motion. Lucas-Kanade looks at the picture, so it can.
-# 3. It explains the change of brightness by motion, towards darker places, and most points fail the check. Compare
-#    patches after subtracting their means and dividing by their deviations, or carry the gradient's direction instead of
-#    the colours.
+# 2. `F.avg_pool1d(p_max.flatten(1).T[None], 5, 1, 2, count_include_pad=False)[0].T.view_as(p_max)`. SMS falls to less than
+#    a fifth, and the error falls too, because most places move slowly. But in the blink (frames 12 to 17) the lids are
+#    further off than before. Average nine frames, and SMS falls below the truth's: real motion is gone. A filter can't
+#    tell trembling from motion. Lucas-Kanade looks at the picture, so it can.
+# 3. It explains the change of brightness by motion, towards darker places. About half of the points fail the check, and
+#    those that pass are several times as far off. Compare patches after subtracting their means and dividing by their
+#    deviations, or carry the gradient's direction instead of the colours.
 #
 # </details>
 #

@@ -16,12 +16,13 @@
 # %% [markdown]
 # # 5 · Landmark motion: 74 dots move a face
 #
-# So far the points that drive a face were found by a network and mean nothing to anybody else. Now we name them: 17 on
-# the jaw, 10 on the brows, 9 on the nose, 12 around the eyes, 20 on the lips, two pupils and four middles of eyelids.
-# Such dots can come from a detector, from speech, or from your mouse. The question: **can 74 dots, and no picture at
-# all, say how every pixel moves, down to where somebody looks?**
+# The points of notebook 3 mean nothing to anybody but the network that found them. Those of notebook 4 have names: 17
+# on the jaw, 10 on the brows, 9 on the nose, 12 around the eyes, 20 on the lips, two pupils and four middles of
+# eyelids. Such dots can come from a detector, from speech, or from your mouse. The question: **can 74 dots, and no
+# picture at all, say how every pixel moves, down to where somebody looks?**
 #
-# This is *Sparse to Dense Motion Transfer for Face Image Animation* (below: **S2D**), section 3.2.
+# This is *Sparse to Dense Motion Transfer for Face Image Animation* (below: **S2D**), section 3.2. (Its superscript
+# $k$, the number of the driving frame, is left out here: there is one.)
 
 # %%
 import time
@@ -60,8 +61,8 @@ S_lm, D_lm = synthetic.landmarks(source), synthetic.landmarks(driving)
 
 # %% [markdown]
 # The photo, its landmarks, the driving landmarks, and the frame that we want. Of the driving frame the model gets the
-# third picture, as a list of numbers: $D_{lm} \in \mathbb{R}^{148}$. (The sliders at the end of this notebook move such
-# lists and nothing else.)
+# third picture, as a list of numbers: $D_{lm} \in \mathbb{R}^{148}$, $x$ and $y$ of 74 points. (The sliders at the end
+# of this notebook move such lists and nothing else.)
 
 # %%
 figure, axes = plt.subplots(1, 4, figsize=(9, 2.4))
@@ -117,9 +118,9 @@ show.pictures({"style": others, "AdaIN": repainted})
 assert torch.allclose(repainted.mean((2, 3)), mood["shift"], atol=1e-4)
 
 # %% [markdown]
-# S2D uses it for *geometry*: $\sigma$ and $\beta$ of every channel come from a landmark vector through a fully connected
-# layer. In the encoder the vector is $S_{lm}$, in the decoder $D_{lm}$, so the way down knows where things are and the
-# way up where they should be.
+# S2D uses it for *geometry*: $\sigma$ and $\beta$ of every channel come from a landmark vector through a fully
+# connected layer. In the encoder the vector is $S_{lm}$, in the decoder $D_{lm}$, so the way down knows where things
+# are and the way up where they should be.
 #
 # One thing to remember: the normalisation forgets. Brightness and contrast of a channel are gone, whatever they meant.
 
@@ -131,7 +132,7 @@ assert torch.allclose(adain(3 * x + 5, **nothing), adain(x, **nothing), atol=1e-
 # ## Add_Motion: the difference, through a fully connected layer
 #
 # The second way is blunt. Take $D_{lm} - S_{lm}$, how far each landmark moves, multiply it by a matrix, and *add* the
-# result to the hidden features:
+# result to the hidden features $h$:
 #
 # $$h \leftarrow h + W\,(D_{lm} - S_{lm}).$$
 
@@ -146,7 +147,8 @@ for place in range(2 * 4 * 4):  # every channel at every place has a row of W
 assert torch.allclose(layer(h, difference), naive, atol=1e-4)
 
 # %% [markdown]
-# `gain` is a constant, 10: landmarks move by hundredths, and a layer whose inputs are that small learns slowly.
+# `gain` is a constant, 10: landmarks move by tenths, a pupil by hundredths, and a layer whose inputs are that small
+# learns slowly.
 #
 # The text leaves open *what* the layer's output is: one number a channel, or a whole map? Here is why we take a map. If
 # all places of a channel get the same number, the next normalisation removes it again, and the motion with it:
@@ -161,10 +163,10 @@ assert torch.allclose(constant, plain, atol=1e-4) and not torch.allclose(mapped,
 # %% [markdown]
 # ## One global branch, three local ones
 #
-# A branch is an hourglass with both layers in it, `landmark_motion.MotionBranch`. One of them sees the whole picture. But
-# a pupil covers ten pixels of four thousand, and a network that minimises an average can afford to ignore it. So three
-# small branches look at a box each: an eye with its brow, the other one, the mouth. A box has a quarter of the picture's
-# side and follows the mean of its landmarks, in the source as in the driving frame.
+# A branch is an hourglass with both layers in it, `landmark_motion.MotionBranch`. One of them sees the whole picture.
+# But a pupil covers ten pixels of four thousand, and a network that minimises an average can afford to ignore it. So
+# three small branches look at a box each: an eye with its brow, the other one, the mouth. A box has a quarter of the
+# picture's side and follows the mean of its landmarks, in the source as in the driving frame.
 
 # %%
 c_S, c_D = landmark_motion.centres(S_lm), landmark_motion.centres(D_lm)
@@ -189,7 +191,8 @@ plt.show()
 
 # %% [markdown]
 # Cutting a box out is warping again. The box's own coordinates run over $[-1, 1]$, so its place $q$ is the picture's
-# place $c + s\,q$ with $s = 1/4$. The centre isn't rounded to pixels, or the box would jump.
+# place $c + s\,q$, where $c$ is the box's centre and $s = 1/4$. The centre isn't rounded to pixels, or the box would
+# jump.
 
 
 # %%
@@ -223,12 +226,14 @@ show.pictures({"": torch.cat(crops)}, columns=list(REGIONS))
 # The global branch says a flow $f_G$. Each local branch says a flow $f_{L_i}$ *in its box's coordinates*, and a mask
 # $m_{L_i}$:
 #
+# Here $p$ is S2D's letter for a place, notebook 1's $z$:
+#
 # $$F(p) = f_G(p)\,\big(1 - m_{L_i}(p)\big) + \hat f_{L_i}(p)\, m_{L_i}(p) \quad\text{inside box } i, \qquad
 # F(p) = f_G(p) \text{ elsewhere.} \tag{3}$$
 #
-# "Shifted and scaled" is all that the paper says about $\hat f$. Work it out: driving place $p$ is $q = (p - c_D) / s$ in
-# the driving box. The branch sends it to $q + f(q)$ in the *source's* box, which is $c_S + s\,(q + f(q))$ in the picture.
-# The displacement is that minus $p = c_D + s\,q$:
+# "Shifted and scaled" is all that the paper says about $\hat f$. Work it out: driving place $p$ is $q = (p - c_D) / s$
+# in the driving box. The branch sends it to $q + f(q)$ in the *source's* box, which is $c_S + s\,(q + f(q))$ in the
+# picture. The displacement is that minus $p = c_D + s\,q$:
 #
 # $$\hat f(p) = \underbrace{c_S - c_D}_{\text{shifted}} + \underbrace{s\, f\big((p - c_D) / s\big)}_{\text{scaled}}.$$
 #
@@ -260,8 +265,9 @@ assert torch.allclose(F_k[0], put_together_naive(f_G[0], f_L[0], m_L[0], c_S[0],
 # So Eq. 3 is Eq. 3 of MRFA (notebook 1) once more: four flows, four masks that sum to one. `put_together` returns them,
 # and `affine.combine` mixes them.
 #
-# Three branches without any network: the first says "my box is turned by 40°", the second says nothing, the third "my box
-# is half as large". The global flow is zero. Wherever the driving boxes are, that is what happens in them:
+# Three branches without any network: the first says "my box is turned by 40°", the second says nothing, the third "my
+# box is half as large". The global flow is zero. Wherever the driving boxes are, that is what happens in them: where
+# they were (left), a little to the right, and further up.
 
 # %%
 q = identity_grid(16, 16)
@@ -278,9 +284,10 @@ plt.show()
 # %% [markdown]
 # ### Break it: forget the shift, or the scale
 #
-# A face that only moves, $D_{lm} = S_{lm} + t$, needs no opinion from its branches at all:
-# with $f = 0$ the boxes go where the landmarks go. We give all masks the value 1 and let the landmarks go to the right (the global flow stays
-# zero, so only the boxes follow).
+# A face that only moves, $D_{lm} = S_{lm} + t$, needs no opinion from its branches at all: with $f = 0$ the boxes go
+# where the landmarks go. We give all masks the value 1 and let the landmarks go to the right and down. In the second
+# picture, the right result, eyes and mouth have gone with them, and only they, because the global flow stays zero.
+# Without the shift nothing moves; without the scale, a quarter of the way.
 
 # %%
 t = torch.tensor([0.15, 0.1])
@@ -300,9 +307,9 @@ assert not no_shift.any() and torch.allclose(no_scale.permute(0, 2, 3, 1)[inside
 # %% [markdown]
 # ## Where does he look?
 #
-# "Local motion as subtle as gaze change can not be generated using one such network", says the paper. Let us see. Weights
-# for everybody take an hour; for *one* person, a small `LandmarkMotion` learns in seconds. Its data are 64 pictures, 16
-# states with four directions of gaze each, of which any two are a pair. They are drawn once.
+# "Local motion as subtle as gaze change can not be generated using one such network", says the paper. Let us see.
+# Weights for everybody take an hour; for *one* person, a small `LandmarkMotion` learns in seconds. Its data are 64
+# pictures, 16 states with four directions of gaze each, of which any two are a pair. They are drawn once.
 
 
 # %%
@@ -344,9 +351,9 @@ STEPS = 300
 with_boxes, without = (train(STEPS, local_motion=local) for local in (True, False))
 
 # %% [markdown]
-# To test, we take states that weren't in the data, eyes open, in pairs that differ in gaze alone. The flow at the driving pupil should
-# lead to the source's pupil; how far off is it, in pixels? (Only where the source shows that pupil: nobody can fetch what
-# is behind a lid.) *Copying* is the flow that says nothing.
+# To test, we take states that weren't in the data, eyes open, in pairs that differ in gaze alone. The flow at the
+# driving pupil should lead to the source's pupil; how far off is it, in pixels? (Only where the source shows that
+# pupil: nobody can fetch what is behind a lid.) *Copying* is the flow that says nothing.
 
 # %%
 faces, looking, where = pictures_of(24, 2, seed=2, least_lids=0.9)
@@ -393,15 +400,16 @@ looks |= {name: warp(looking[one], flow) for name, flow in flows.items() if name
 show.pictures({name: landmark_motion.crop(picture, eye)[far] for name, picture in looks.items()})
 
 # %% [markdown]
-# The single branch doesn't try: it moves the head well enough, and at the pupils its flow is that of the face around them.
-# A box's branch has nothing else to do than eyes, and sixteen pixels to do it in. (These are the six widest jumps. The iris
-# arrives; the white that it uncovers was behind a lid in the source, and is smeared: painting is the generator's task.)
+# The single branch doesn't try: it moves the head well enough, and at the pupils its flow is that of the face around
+# them. A box's branch has nothing else to do than eyes, and sixteen pixels to do it in. (These are the six widest
+# jumps. The iris arrives; the white that it uncovers was behind a lid in the source, and is smeared: painting is the
+# generator's task.)
 #
 # ## A face on strings
 #
-# The rest is play. `face(...)` makes a state, the renderer makes its 74 landmarks, and *only these* go to the model: the
-# picture is the source, warped. (The model has learnt the person from 64 pictures, and has no generator: what the source
-# doesn't show, such as teeth, can't appear.)
+# The rest is play (the sliders after the picture need a running notebook). `face(...)` makes a state, the renderer
+# makes its 74 landmarks, and *only these* go to the model: the picture is the source, warped. (The model has learnt the
+# person from 64 pictures, and has no generator: what the source doesn't show, such as teeth, can't appear.)
 
 
 # %%
@@ -451,14 +459,14 @@ assert time.process_time() - began < 1
 # %% [markdown]
 # ## The parsing loss, and a gradient that isn't there
 #
-# Where do flows learn from? From pictures, as in all notebooks: the warped source should look like the driving frame. S2D
-# adds a *parsing map* (skin, hair, lips, ...; ours come from the renderer, theirs from a network). The labels of the
-# source, moved by the flow, should be the driving frame's:
+# Where do flows learn from? From pictures, as in all notebooks: the warped source should look like the driving frame.
+# S2D adds a *parsing map* (skin, hair, lips, ...; ours come from the renderer, theirs from a network). The labels of
+# the source, moved by the flow, should be the driving frame's:
 #
 # $$L_{par} = 1 - \big|f_{eq}\big(f_w^n(S_P, F),\, D_P\big)\big| , \tag{7}$$
 #
 # with nearest warping $f_w^n$ (half of "hair" and half of "skin" is no label) and $f_{eq}$ = 1 where two labels are
-# equal: the share of pixels with a wrong label. By hand:
+# equal, and $|\cdot|$ the mean over all pixels: the share of pixels with a wrong label. By hand:
 
 # %%
 moved = replace(source.state, shift=torch.tensor([[4 * 2 / SIZE, 0.0]]))  # the head four pixels to the right
@@ -479,8 +487,8 @@ flow = 0.1 * torch.randn(1, 2, SIZE, SIZE)
 assert torch.allclose(parsing_loss(S_P, flow, D_P, mode="nearest"), parsing_naive(S_P, flow, D_P), atol=1e-3)
 
 # %% [markdown]
-# It is a good *measure*. As a *loss* it is dead: move the flow by a hundredth of a pixel and no label changes. The gradient
-# isn't small, it is zero, everywhere and always.
+# It is a good *measure*. As a *loss* it is dead: move the flow by a hundredth of a pixel and no label changes. The
+# gradient isn't small, it is zero, everywhere and always.
 
 # %%
 flow.requires_grad_()
@@ -488,8 +496,8 @@ parsing_loss(S_P, flow, D_P, mode="nearest").backward()
 assert parsing_loss(S_P, flow, D_P, mode="nearest") > 0.1 and not flow.grad.any()
 
 # %% [markdown]
-# The remedy: one map a label (1 where it stands, else 0), each warped bilinearly like a picture; what counts is how much
-# of the right label arrives. For whole pixels it is the same number, and in between it has a slope.
+# The remedy: one map a label (1 where it stands, else 0), each warped bilinearly like a picture; what counts is how
+# much of the right label arrives. For whole pixels it is the same number, and in between it has a slope.
 
 # %%
 flow.grad = None
@@ -523,9 +531,12 @@ assert torch.allclose(*(curve[::20] for curve in curves.values()), atol=1e-4)
 # ## The whole system
 #
 # `AnimationModel.from_preset("tiny", system="s2d")` is this prior and a generator. Equation 1 is the warp,
-# $E = f_w^b(S_I, F)$; the generator sees $E$ and $F$, paints a picture $R$ and a mask $M$, and Equation 2 puts them together:
+# $E = f_w^b(S_I, F)$; the generator sees $E$ and $F$, paints a picture $R$ and a mask $M$, and Equation 2 puts them
+# together:
 #
 # $$T = E \odot (1 - M) + R \odot M. \tag{2}$$
+#
+# Mind the mask: $M$ is 1 where the generator paints, an occlusion map of the other papers 1 where the warp is trusted.
 
 # %%
 torch.manual_seed(0)
