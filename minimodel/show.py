@@ -77,9 +77,10 @@ def playground(draw: Callable[..., Figure], **widgets):
     The figure is a picture widget, not output of the cell: that is quicker, and what captures the output of widgets
     differs between notebooks, tests and static pages.
     """
-    from ipywidgets import Image, VBox
+    from ipywidgets import Image, Layout, VBox
 
-    picture = Image()
+    # A box stretches what is in it to the page's width: a square picture wouldn't fit on a screen with its sliders.
+    picture = Image(layout=Layout(align_self="flex-start"))
 
     def redraw(_=None) -> None:
         figure, file = draw(**{name: widget.value for name, widget in widgets.items()}), io.BytesIO()
