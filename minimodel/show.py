@@ -79,13 +79,14 @@ def playground(draw: Callable[..., Figure], **widgets):
     differs between notebooks, tests and static pages. Where no widgets are drawn, as on a code host, one sees the first
     figure.
     """
-    from ipywidgets import Image, VBox
+    from ipywidgets import Image, Layout, VBox
 
     class Playground(VBox):
         def _repr_mimebundle_(self, **options) -> dict:
             return super()._repr_mimebundle_(**options) | {"image/png": base64.b64encode(picture.value).decode()}
 
-    picture = Image()
+    # A box stretches what is in it to the page's width: a square picture wouldn't fit on a screen with its sliders.
+    picture = Image(layout=Layout(align_self="flex-start"))
 
     def redraw(_=None) -> None:
         figure, file = draw(**{name: widget.value for name, widget in widgets.items()}), io.BytesIO()

@@ -433,7 +433,7 @@ strings = {
     name: FloatSlider(1.0 if name == "lids" else 0.0, min=low, max=high, step=0.02, description=name)
     for name, (low, high) in ranges.items()
 }
-stage = Image()
+stage = Image(layout=dict(align_self="flex-start"))  # not as wide as the page
 
 
 def redraw(_=None):

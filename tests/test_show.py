@@ -90,6 +90,7 @@ def test_a_playground_draws_again_when_a_slider_moves():
     height, width = (n // 2 for n in before.shape[:2])
     assert abs(int(before[height, width, 0]) - 127) < 2 and abs(int(after[height, width, 0]) - 191) < 2
     assert plt.get_fignums() == []
+    assert picture.layout.align_self == "flex-start"  # in its own size, not stretched to the page's width
 
 
 def test_dots_lie_on_the_pixels_that_they_name():
