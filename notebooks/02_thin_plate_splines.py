@@ -452,9 +452,9 @@ assert errors[0.3].mean() < 0.8 * errors[0.0].mean()
 
 # %% [markdown]
 # Dropout keeps more of them at work, and that pays: from each of these beginnings the flow ends closer to the true one.
-# (Both are off by small parts of a pixel: eight splines and free masks are plenty for one pair.) It isn't a cure: a spline that begins far behind still gets its chance only when
-# all that are ahead of it are dropped. In the package (`train.py`) $P$ rises from 0.1 to 0.3 and ends at 35 % of the
-# run.
+# (Both are off by small parts of a pixel: eight splines and free masks are plenty for one pair.) It isn't a cure: a
+# spline that begins far behind still gets its chance only when all that are ahead of it are dropped. In the package
+# (`train.py`) $P$ rises from 0.1 to 0.3 and ends at 35 % of the run.
 #
 # ## Equation 4: the background moves, too
 #
