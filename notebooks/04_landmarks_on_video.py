@@ -351,7 +351,7 @@ figure, axes = plt.subplots(1, 2, figsize=(6, 3))
 for axis, picture, points in ((axes[0], film[t], truth[t]), (axes[1], film[t + 1], carried[t])):
     axis.imshow(picture.permute(1, 2, 0))
     show.dots(axis, points[reliable[t]], (SIZE, SIZE), s=9, color="lime", linewidths=0)
-    show.dots(axis, points[~reliable[t]], (SIZE, SIZE), s=25, color="red", marker="x", linewidths=1.2)
+    show.dots(axis, points[~reliable[t]], (SIZE, SIZE), s=25, color="red", marker="x", linewidths=1.2, edgecolors=None)
     axis.set_axis_off()
 plt.show()
 assert off[~reliable].mean() > off[reliable].mean()
