@@ -64,7 +64,7 @@ class AddMotion(nn.Module):
     about the lower half. One number a channel for all places would be lost in the next normalisation.
     """
 
-    gain = 10.0  # landmarks move by tenths, a pupil by less: without it the layer learns as much more slowly
+    gain = 10.0  # landmarks move by tenths, a pupil by less: without it the layer learns that much more slowly
 
     def __init__(self, channels: int, vector: int, side: int):
         super().__init__()

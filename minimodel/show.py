@@ -48,7 +48,8 @@ def grid(rows: list[Float[Tensor, "_b _c _h _w"]], *, size: int | None = None, g
 
 
 def draw_pictures(rows: dict[str, Tensor], *, columns: list[str] | None = None, side: float = 1.5) -> Figure:
-    """Rows of pictures (N, 3 or 1, H, W), each with its name, pixels left square; ``side`` is in inches."""
+    """Rows of pictures (N, 3 or 1, H, W), each with its name and a thin grey frame (white on white would have no
+    edge), pixels left square; ``side`` is in inches."""
     count = max(len(row) for row in rows.values())
     figure, axes = plt.subplots(len(rows), count, figsize=(side * count, side * len(rows)), squeeze=False)
     for line, (name, row) in zip(axes, rows.items(), strict=True):
@@ -57,7 +58,7 @@ def draw_pictures(rows: dict[str, Tensor], *, columns: list[str] | None = None, 
             axis.imshow(picture.permute(1, 2, 0), interpolation="nearest")
         for number, axis in enumerate(line):
             axis.set(xticks=[], yticks=[])
-            axis.set_frame_on(False)
+            axis.spines[:].set(color="lightgrey", linewidth=0.5)
             if number >= len(row):
                 axis.set_visible(False)
     for axis, title in zip(axes[0], columns or []):

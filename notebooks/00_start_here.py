@@ -60,7 +60,7 @@ show.pictures({"driving": video[4::6], "made": made[4::6]}, side=1.3)
 #
 # With two different people there is nothing to compare with. So the field does this: take the first frame of a video as
 # the photo, and rebuild the *rest of the same video*. Now the right answer is known. Every number in this course stands
-# beside the simplest thing one could do, which is to leave the photo as it is. (PSNR is explained in a later notebook;
+# beside that of the simplest thing one could do, *copying*: leave the photo as it is. (PSNR is explained in a later notebook;
 # one decibel more means a fifth less squared error.)
 
 # %%
@@ -68,6 +68,7 @@ clip = synthetic.render(synthetic.Faces(people[0], speech), 64)
 rebuilt = torch.stack([frame for _, frame in render_frames(model, source, clip)])
 copying = metrics.psnr(source.expand_as(clip)[1:], clip[1:]).mean()
 ours = metrics.psnr(rebuilt[1:], clip[1:]).mean()
+print(f"PSNR: copying {copying:.1f} dB, ours {ours:.1f} dB")
 assert ours > copying + 2
 show.pictures({"wanted": clip[4::6], "rebuilt": rebuilt[4::6]}, side=1.3)
 
@@ -80,7 +81,8 @@ show.pictures({"wanted": clip[4::6], "rebuilt": rebuilt[4::6]}, side=1.3)
 #    (Colours: the hue is the direction, the strength the distance, white stands still.)
 # 2. **Fetch it.** *Warping* the photo by the flow.
 # 3. **What can't be fetched is painted.** A mouth that opens shows teeth that the photo never had. An *occlusion map*
-#    says where to trust the warped photo (dark: not at all, yellow: fully), and a generator paints the rest.
+#    says where to trust the warped photo (dark: not at all, yellow: fully; how far one can trust the map is measured in
+#    notebook 8), and a generator paints the rest.
 
 # %%
 with torch.no_grad():
@@ -191,8 +193,8 @@ plt.show()
 # ## Does the model find it?
 #
 # We compare the model's flow with the true one wherever skin is seen that the source shows as well. The error is the
-# mean length of the difference. "Nothing moves" has an error, too, which is simply how far things moved; the assertion
-# holds that the model's is smaller by at least 30 %.
+# mean length of the difference, in pixels of this picture of 64. "Nothing moves" has an error, too, which is simply how
+# far things moved; the assertion holds that the model's is smaller by at least 30 %.
 
 # %%
 first, later = (synthetic.Faces(people[0], speech[i]) for i in (0, 12))
@@ -201,6 +203,7 @@ skin = synthetic.parsing(later, 64) == synthetic.PARTS.index("skin")
 where = skin[:, None] & seen.bool()
 found = metrics.flow_error(output.flows[-1], truth, where).item()
 nothing = metrics.flow_error(0 * truth, truth, where).item()
+print(f"error of the flow: nothing moves {nothing:.1f} pixels, found {found:.1f} pixels")
 assert found < 0.7 * nothing
 largest = truth.norm(dim=1).max().item()
 flows = [show.flow_colors(flow, largest=largest) for flow in (truth, output.flows[-1])]

@@ -117,16 +117,20 @@ assert torch.allclose(by_hand, by_torch[0], atol=1e-4)
 
 # %% [markdown]
 # `minimodel.warping.warp` is the same in one call of `grid_sample`, and the assertion says that they agree. Here is the
-# source, warped by the true flow, beside the frame that it should become:
+# source, warped by the true flow, beside the frame that it should become. The outlines, red and white, are around what
+# the source doesn't show:
 
 # %%
 difference = show.heat(4 * (by_torch - D).abs().mean(1, keepdim=True))
 columns = ["source", "warped source", "driving", "difference × 4"]
-show.pictures({"": torch.cat([S, by_torch, D, difference])}, columns=columns)
+figure = show.draw_pictures({"": torch.cat([S, by_torch, D, difference])}, columns=columns, side=2)
+for axis, color in ((figure.axes[1], "tab:red"), (figure.axes[3], "white")):
+    axis.contour(visible[0, 0], [0.5], colors=color, linewidths=0.8)
+plt.show()
 
 # %% [markdown]
-# What remains? Places that the source doesn't show, above all, such as the wall above the head. It was behind the head,
-# so fetching it fetches hair. No flow can invent a wall, or the inside of a shut mouth. And light: the head has turned
+# What remains? Above all what is inside the outlines, such as the wall above the head. It was behind the head, so
+# fetching it fetches hair. No flow can invent a wall, or the inside of a shut mouth. And light: the head has turned
 # under the lamp, and moving a pixel doesn't relight it. The renderer can switch the lamp off (only *ambient* light, the
 # same from all sides). Then, where the source shows the pixel, a flow is enough:
 

@@ -132,7 +132,7 @@ show.pictures({"": torch.stack(shown)}, columns=["tip of the nose", "corner of t
 # heatmap is highest. Slide a point slowly to the right, draw the perfect heatmap for it, and read it:
 
 # %%
-slide = torch.linspace(0, 4, 200)  # in heatmap pixels
+slide = torch.linspace(0.01, 3.99, 200)  # in heatmap pixels; at 0 and 4, on an edge, two pixels would be highest
 places = torch.stack([(slide - 2) * PIXEL, torch.full_like(slide, 0.01)], dim=-1)[:, None]
 perfect = gaussian_heatmaps(places, (32, 32), PIXEL**2)
 readings = {
@@ -143,7 +143,7 @@ readings = {
 figure, axis = plt.subplots(figsize=(5, 3))
 for (name, points), style in zip(readings.items(), ("tab:orange", "tab:olive", "tab:red")):
     axis.plot(slide, points[:, 0, 0] / PIXEL + 2, color=style, label=name)
-axis.set(xlabel="true place, heatmap pixels", ylabel="place that was read")
+axis.set(xlabel="true place, heatmap pixels", ylabel="place that was read,\nheatmap pixels")
 axis.legend(fontsize=8)
 plt.show()
 
@@ -263,10 +263,11 @@ readings = {"maximum": p_max, "and a quarter": argmax(H, quarter=True), "mean": 
 jitter = {name: metrics.sms(in_pixels(points)).item() for name, points in readings.items()}
 error = {name: (in_pixels(points) - in_pixels(truth)).norm(dim=-1).mean().item() for name, points in readings.items()}
 figure, axes = plt.subplots(1, 2, figsize=(8, 2.2))
-for axis, values, title in zip(axes, (jitter, error), ("SMS (74 points)", "mean error in pixels")):
+for axis, values, title in zip(axes, (jitter, error), ("SMS (74 points)", "mean error of a point")):
     axis.barh(list(values), list(values.values()), color=["tab:orange", "tab:olive", "tab:red", "k"])
     axis.invert_yaxis()
     axis.set_title(title, fontsize=10)
+    axis.set_xlabel("pixels")
 figure.tight_layout()
 plt.show()
 assert jitter["mean"] < 0.6 * jitter["maximum"] and error["mean"] < error["maximum"]
@@ -340,17 +341,17 @@ assert off.median() < 0.75 * still.median()
 # ### When not to believe it
 #
 # A lid that shuts takes its patch away; on a smooth cheek any shift looks right. The check: carry the point to the next
-# frame, and from there *back*. Who doesn't come home within half a pixel isn't believed (red, as against green). Here
-# for the two frames between which the lids move most.
+# frame, and from there *back*. Who doesn't come home within half a pixel isn't believed (a red cross; the others are
+# green dots). Here for the two frames between which the lids move most.
 
 # %%
-lids = (truth[:, 70:72, 1].diff(dim=1).abs()).diff(dim=0).abs().flatten()
-t = int(lids.argmax())
+opening = truth[:, 70:72, 1].diff(dim=1).abs()  # of the right eye: upper to lower lid
+t = int(opening.diff(dim=0).abs().argmax())
 figure, axes = plt.subplots(1, 2, figsize=(6, 3))
 for axis, picture, points in ((axes[0], film[t], truth[t]), (axes[1], film[t + 1], carried[t])):
     axis.imshow(picture.permute(1, 2, 0))
-    colors = ["lime" if good else "red" for good in reliable[t]]
-    show.dots(axis, points, (SIZE, SIZE), s=9, c=colors, linewidths=0)
+    show.dots(axis, points[reliable[t]], (SIZE, SIZE), s=9, color="lime", linewidths=0)
+    show.dots(axis, points[~reliable[t]], (SIZE, SIZE), s=25, color="red", marker="x", linewidths=1.2, edgecolors=None)
     axis.set_axis_off()
 plt.show()
 assert off[~reliable].mean() > off[reliable].mean()
@@ -383,24 +384,26 @@ assert torch.allclose(ours, registration_naive(film[:1], film[1:2], p_mean[:1], 
 # ## Teach it, with labels and without
 #
 # The labels come from other faces: 48 rendered ones with their landmarks. The film, on which we also measure, has none:
-# its truth is only used for measuring. Two copies of the detector learn for twenty steps each. One from labelled faces
-# and the film together, the other from the film alone. Points are found in frames with new grain each time, and carried
-# over in the film as it is.
+# its truth is only used for measuring. Three copies of the detector learn for twenty steps each: from the labelled faces
+# alone, from these and the film together, and from the film alone. Points are found in frames with new grain each time,
+# and carried over in the film as it is.
 
 # %%
 others = synthetic.Faces.sample(48, seed=77)
 labelled, labels = synthetic.render(others, SIZE), synthetic.landmarks(others)
 
 
-def teach(with_labels, steps=20):
+def teach(*, with_labels, with_film, steps=20):
     network, generator = LandmarkDetector.load().train(), torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-4)
     for _ in range(steps):
         t, n = (torch.randint(last, (4,), generator=generator) for last in (len(film) - 1, len(others)))
         start, end = film[t], film[t + 1]
         inputs = torch.cat([start, end, labelled[n]])
-        found, _ = network(inputs + 0.03 * torch.randn(inputs.shape, generator=generator))
-        loss = landmarks.registration_loss(start, end, found[:4], found[4:8])[0]
+        found, _ = network((inputs + 0.03 * torch.randn(inputs.shape, generator=generator)).clamp(0, 1))
+        loss = torch.zeros(())
+        if with_film:
+            loss = loss + landmarks.registration_loss(start, end, found[:4], found[4:8])[0]
         if with_labels:
             loss = loss + point_loss(found[8:], labels[n], torch.ones(4, 74, dtype=torch.bool))
         optimizer.zero_grad()
@@ -411,7 +414,12 @@ def teach(with_labels, steps=20):
 
 # %%
 fresh = (clean + 0.03 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))).clamp(0, 1)
-networks = {"before": detector, "labels and film": teach(True), "film alone": teach(False)}
+networks = {
+    "before": detector,
+    "labels alone": teach(with_labels=True, with_film=False),
+    "labels and film": teach(with_labels=True, with_film=True),
+    "film alone": teach(with_labels=False, with_film=True),
+}
 with torch.no_grad():
     found = {name: in_pixels(network(fresh)[0]) for name, network in networks.items()}
 jitter = {name: metrics.sms(points).item() for name, points in found.items()}
@@ -419,20 +427,24 @@ error = {name: (points - in_pixels(truth)).norm(dim=-1).mean().item() for name, 
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(8, 2))
-for axis, values, title in zip(axes, (jitter, error), ("SMS (74 points)", "mean error in pixels")):
-    axis.barh(list(values), list(values.values()), color=["lightgrey", "tab:red", "tab:purple"])
+for axis, values, title in zip(axes, (jitter, error), ("SMS (74 points)", "mean error of a point")):
+    axis.barh(list(values), list(values.values()), color=["lightgrey", "tab:blue", "tab:red", "tab:purple"])
     axis.invert_yaxis()
     axis.set_title(title, fontsize=10)
+    axis.set_xlabel("pixels")
 axes[0].axvline(metrics.sms(in_pixels(truth)), color="k")
 figure.tight_layout()
 plt.show()
-assert jitter["labels and film"] < jitter["before"]
-assert error["labels and film"] < min(1.1 * error["before"], error["film alone"])
+assert jitter["labels and film"] < min(jitter["before"], jitter["labels alone"])
+assert error["labels and film"] < min(1.1 * error["before"], 1.1 * error["labels alone"], error["film alone"])
 
 # %% [markdown]
-# (The black line is the truth's own SMS.) With labels, twenty steps calm the points a little and hardly change the
-# error. The film alone calms them as well, but nothing ties them to the face's features any more, and the error grows:
-# the registration loss only says that the two detections should *agree*, not where. Labels say where.
+# (The black line is the truth's own SMS.) Labels alone leave the trembling nearly as it was. With the film, the same
+# steps calm the points, and the error is no larger than with labels alone. Don't expect more of it here: the shipped
+# detector has been through both losses already, and twenty steps show a direction, not what the loss is worth.
+#
+# The film alone calms the points most, but nothing ties them to the face's features any more, and the error grows: the
+# registration loss only says that the two detections should *agree*, not where. Labels say where.
 #
 # ## Exercises
 #

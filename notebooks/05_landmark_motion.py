@@ -183,8 +183,9 @@ def draw_boxes(axis, picture, centres):
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(5, 2.5))
-for axis, picture, centres, points in zip(axes, (S, D), (c_S, c_D), (S_lm, D_lm)):
+for axis, picture, centres, points, title in zip(axes, (S, D), (c_S, c_D), (S_lm, D_lm), ("source", "driving")):
     draw_boxes(axis, picture, centres)
+    axis.set_title(title, fontsize=9)
     for region, colour in zip(REGIONS.values(), COLOURS):
         show.dots(axis, points[0, list(region)], (SIZE, SIZE), s=6, linewidths=0, color=colour)
 plt.show()
@@ -266,43 +267,49 @@ assert torch.allclose(F_k[0], put_together_naive(f_G[0], f_L[0], m_L[0], c_S[0],
 # and `affine.combine` mixes them.
 #
 # Three branches without any network: the first says "my box is turned by 40°", the second says nothing, the third "my
-# box is half as large". The global flow is zero. Wherever the driving boxes are, that is what happens in them: where
-# they were (left), a little to the right, and further up.
+# box is half as large". The global flow is zero. Wherever the driving boxes are, that is what happens in them:
 
 # %%
 q = identity_grid(16, 16)
-turn = torch.tensor([[0.77, -0.64], [0.64, 0.77]])
+angle = torch.deg2rad(torch.tensor(40.0))
+turn = torch.tensor([[angle.cos(), -angle.sin()], [angle.sin(), angle.cos()]])
 says = torch.stack([torch.einsum("ij,jhw->ihw", turn, q) - q, 0 * q, q])[None]
 soft = (3 * (1 - q.norm(dim=0))).clamp(0, 1).expand(1, 3, -1, -1)  # a mask that fades towards the box's edge
 still = torch.zeros(1, 2, SIZE, SIZE)
 figure, axes = plt.subplots(1, 3, figsize=(7.5, 2.5))
-for axis, move in zip(axes, ((0, 0), (0.1, 0), (0, -0.25))):
+moves = {"where they were": (0, 0), "a little to the right": (0.1, 0), "further up": (0, -0.25)}
+for axis, (title, move) in zip(axes, moves.items()):
     there = c_S + torch.tensor(move)
     draw_boxes(axis, warp(S, landmark_motion.put_together(still, says, soft, c_S, there)[0]), there)
+    axis.set_title(title, fontsize=9)
 plt.show()
 
 # %% [markdown]
 # ### Break it: forget the shift, or the scale
 #
-# A face that only moves, $D_{lm} = S_{lm} + t$, needs no opinion from its branches at all: with $f = 0$ the boxes go
-# where the landmarks go. We give all masks the value 1 and let the landmarks go to the right and down. In the second
-# picture, the right result, eyes and mouth have gone with them, and only they, because the global flow stays zero.
-# Without the shift nothing moves; without the scale, a quarter of the way.
+# A face that only moves, $D_{lm} = S_{lm} + t$, needs no opinion from its local branches at all: with $f = 0$ the boxes
+# go where the landmarks go. We let everything go to the right and down: the global flow says $-t$ everywhere, and all
+# masks are 1. Put together correctly, the whole picture moves as one. Without the shift the boxes show what was there
+# before. And if the branches say $-t$ instead, but in the picture's units and not in a box's, eyes and mouth come a
+# quarter of the way.
 
 # %%
 t = torch.tensor([0.15, 0.1])
+whole = still - t.view(2, 1, 1)
 whole_box, silent = torch.ones(1, 3, 16, 16), torch.zeros(1, 3, 2, 16, 16)
-good = landmark_motion.put_together(still, silent, whole_box, c_S, c_S + t)[0]
-no_shift = landmark_motion.put_together(still, silent, whole_box, c_S + t, c_S + t)[0]
-in_picture = torch.zeros(1, 3, 2, 16, 16) - t.view(2, 1, 1)  # says -t as if a box were as large as the picture
-no_scale = landmark_motion.put_together(still, in_picture, whole_box, c_S + t, c_S + t)[0]
+correct = landmark_motion.put_together(whole, silent, whole_box, c_S, c_S + t)[0]
+no_shift, _, masks = landmark_motion.put_together(whole, silent, whole_box, c_S + t, c_S + t)
+in_picture = silent - t.view(2, 1, 1)
+no_scale = landmark_motion.put_together(whole, in_picture, whole_box, c_S + t, c_S + t)[0]
 show.pictures(
-    {"": torch.cat([S, warp(S, good), warp(S, no_shift), warp(S, no_scale)])},
-    columns=["source", "right", "no shift", "no scale"],
+    {"": torch.cat([S, warp(S, correct), warp(S, no_shift), warp(S, no_scale)])},
+    columns=["source", "correct", "no shift", "no scale"],
+    side=2,
 )
-inside = (good != 0).any(1)
-assert torch.allclose(good.permute(0, 2, 3, 1)[inside], -t, atol=1e-6)
-assert not no_shift.any() and torch.allclose(no_scale.permute(0, 2, 3, 1)[inside], -t * BOX, atol=1e-6)
+inside = masks[:, 0] < 0.01  # the global branch has no say there
+assert inside.any() and torch.allclose(correct, whole, atol=1e-6)
+assert torch.allclose(no_shift.permute(0, 2, 3, 1)[inside], 0 * t, atol=1e-6)
+assert torch.allclose(no_scale.permute(0, 2, 3, 1)[inside], -t * BOX, atol=1e-6)
 
 # %% [markdown]
 # ## Where does he look?
@@ -337,7 +344,7 @@ def train(steps, rate=2e-3, **switches):
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate * min(1, 2 * (1 - step / steps))
         a, b = torch.randint(64, (2, 8))
-        b[:4] = a[:4] // 4 * 4 + b[:4] % 4  # half of the pairs differ in gaze alone
+        b[:4] = a[:4] // 4 * 4 + b[:4] % 4  # half differ in gaze alone: every four pictures are one state
         moved = warp(pictures[a], motion(pictures[a], points[a], points[b]).flow)
         loss = F.l1_loss(moved, pictures[b])
         optimizer.zero_grad()
@@ -420,7 +427,12 @@ def pull(**strings):
 
 ranges = dict(gaze=(-0.35, 0.35), lids=(0.1, 1.3), brows=(-1.0, 1.0), jaw=(0.0, 0.8), yaw=(-0.35, 0.35))
 rows = {name: [low + (high - low) * step / 4 for step in range(5)] for name, (low, high) in ranges.items()}
-show.pictures({name: torch.cat([pull(**{name: value}) for value in values]) for name, values in rows.items()})
+pulled = {name: torch.cat([pull(**{name: value}) for value in values]) for name, values in rows.items()}
+figure = show.draw_pictures(pulled)
+for axis, value in zip(figure.axes, [value for values in rows.values() for value in values], strict=True):
+    axis.set_title(f"{value:.2f}", fontsize=8, pad=2)
+figure.tight_layout(pad=0.3)
+plt.show()
 
 
 # %%
