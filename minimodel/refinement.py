@@ -28,8 +28,9 @@ class UpdaterWidths:
 
 class FlowUpdater(nn.Module):
     """One step psi of Eq. 4: current flow, correlation around it and warped source features -> what to add to the flow
-    and to the occlusion. Four convolution modules, shared by all iterations and so by all resolutions; flows inside are
-    in pixels of the current resolution, so that a residual means the same to the filters everywhere.
+    and to the occlusion. Four convolution modules, shared by all iterations and so by all resolutions. Flows inside are
+    in pixels of the current resolution, the steps of the flow filters. The correlation comes as patches whose steps are
+    pixels of the volume: where the two resolutions differ, so do these steps.
     """
 
     def __init__(self, correlation_features: int, widths: UpdaterWidths, *, warped_source: bool = True):
