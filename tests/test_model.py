@@ -10,6 +10,7 @@ from minimodel import tps
 from minimodel.dense_motion import dropout_scales
 from minimodel.landmarks import LandmarkDetector
 from minimodel.model import GENERATORS, PRESETS, PRIORS, AnimationModel, Config
+from minimodel.saving import WEIGHTS
 from minimodel.warping import warp
 
 NEW = ("fomm", "mrfa", "npmr", "tpsm")
@@ -452,6 +453,21 @@ def test_landmarks_in_the_wrong_place_are_named(build, message):
         build()
 
 
-def test_weights_saved_before_there_were_landmarks_still_load():
-    text = AnimationModel.load("tiny").config.to_json()
-    assert Config.from_json(text).prior == "affine"
+@pytest.mark.parametrize(
+    "name, prior, refine",
+    [
+        ("tiny", "tokens", True),
+        ("tiny-affine", "affine", True),  # these two are older than some fields of the configuration
+        ("tiny-video", "affine", True),
+        ("tiny-s2d", "landmarks", False),
+    ],
+)
+def test_shipped_weights_are_what_their_cards_say(name, prior, refine):
+    config = AnimationModel.load(name).config
+    assert (config.preset, config.prior, config.refine) == ("tiny", prior, refine)
+    assert (WEIGHTS / f"{name}.safetensors").stat().st_size < 12 * 2**20
+
+
+def test_every_weight_file_has_a_card():
+    cards = (WEIGHTS / "README.md").read_text()
+    assert all(f"## {path.stem}\n" in cards for path in WEIGHTS.glob("*.safetensors"))
