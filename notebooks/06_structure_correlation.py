@@ -194,8 +194,8 @@ print("the same encoder for a picture of another shape:", list(other_size.shape)
 
 # %%
 with torch.no_grad():
-    mirrored = g_S(state.motion.points, (N, N), small_S.flip(3))
-assert not torch.allclose(f_S, mirrored, atol=1e-3)
+    f_flipped = g_S(state.motion.points, (N, N), small_S.flip(3))
+assert not torch.allclose(f_S, f_flipped, atol=1e-3)
 
 # %% [markdown]
 # ## The volume
@@ -253,18 +253,34 @@ assert (peak - truth).abs().max() <= 0.5
 # %% [markdown]
 # Beside them, the rows of the shipped model. Nobody taught it that rows should be hills at the circle: its encoders
 # learned only what helped the *next* network (notebook 7) to correct the flow, and that network looks at small
-# neighbourhoods only. So don't expect one hill; ask whether the pattern changes when the place does. (In these weights it
-# changes little: as notebook 7 measures, their coarse flow has left the next network nothing to correct.)
+# neighbourhoods only. So don't expect one hill; ask whether the pattern changes when the place does.
 
 # %%
 with torch.no_grad():
-    learned = model.render(state, motion).correlation.volume()
-common = learned.mean((1, 2), keepdim=True)
-draw_volumes({"perfect": perfect, "tiny model": learned, "minus mean row": learned - common})
+    table = model.render(state, motion).correlation
+learned = table.volume()
 
 # %% [markdown]
-# The last line subtracts what all rows have in common (source places that score high or low with everybody): what is
-# left belongs to the one place alone.
+# Drawn as they are, such rows may show mostly which source places have *long* features, and score high or low with
+# everybody. So we take from every feature its mean over the picture, on both sides, and scale what is left to length 1. The
+# dot product is then a **cosine**, from −1 to 1:
+
+
+# %%
+def centred(features):
+    return F.normalize(features - features.mean((2, 3), keepdim=True), dim=1)
+
+
+channels = table.driving_features.shape[1]
+cosine = correlation.volume(centred(table.driving_features), centred(table.source_features)) * channels**0.5
+assert cosine.abs().max() < 1 + 1e-4
+draw_volumes({"perfect": perfect, "tiny, as it is": learned, "tiny, cosine": cosine})
+
+# %% [markdown]
+# Compare the columns of the last line. Where two of them are nearly the same picture, the volume can't tell the two places
+# apart; where the bright area is larger than a feature of the face, it knows the region and not the place. That may be
+# enough to steer a coarse flow, and is too little for Eq. 8 below. And where the coarse flow is good already, little is
+# left for it to say (notebook 7 measures that).
 #
 # In a running notebook you can move the place yourself. The third choice, *mirrored*, is an experiment for later.
 
@@ -277,7 +293,7 @@ def mirrored(positions):
 
 
 confusing = correlation.volume(fourier(mirrored(where_true)), fourier(mirrored(grid)))
-volumes = {"perfect": perfect, "tiny model": learned, "mirrored": confusing}
+volumes = {"perfect": perfect, "tiny, cosine": cosine, "mirrored": confusing}
 
 
 # %%
@@ -390,12 +406,13 @@ error = metrics.flow_error(by_package, true_flow, face).item()
 still = metrics.flow_error(0 * true_flow, true_flow, face).item()
 assert error < 0.01 < 1 < still
 scale = true_flow.norm(dim=1).max().item()
-rows = [true_flow, by_package, correlation.softmax_flow(learned)]
-titles = ["true flow", "Eq. 8, perfect", "Eq. 8, tiny model"]
-show.pictures({"": torch.cat([show.flow_colors(x, largest=scale) for x in rows])}, columns=titles)
+rows = [true_flow, by_package]
+show.pictures(
+    {"": torch.cat([show.flow_colors(x, largest=scale) for x in rows])}, columns=["true flow", "Eq. 8, perfect"]
+)
 
 # %% [markdown]
-# The third picture is for honesty: the shipped model uses a prior, so its volume was never asked to be read this way.
+# (The shipped model uses a prior, so its volume was never asked to be read this way, and we don't.)
 #
 # ## Break it 1: temperature
 #
@@ -409,7 +426,7 @@ errors = [metrics.flow_error(correlation.softmax_flow(perfect * factor), true_fl
 plt.figure(figsize=(5, 2.6))
 plt.loglog(factors, errors, marker=".")
 plt.axhline(still, color="gray", linestyle=":", label="no motion at all")
-plt.gca().set(xlabel="scores × this factor", ylabel="error of Eq. 8 (pixels)")
+plt.gca().set(xlabel="scores × this factor", ylabel="error of Eq. 8 (pixels of 32)")
 plt.legend()
 plt.show()
 assert errors[0] > still and errors[-1] > 0.3 and min(errors) < 0.01
@@ -417,8 +434,8 @@ assert errors[0] > still and errors[-1] > 0.3 and min(errors) < 0.01
 # %%
 chosen = {"× 0.01": 0.01, "× 0.1": 0.1, "× 0.3": 0.3, "× 1": 1.0, "× 100": 100.0}
 flows = torch.cat([correlation.softmax_flow(perfect * factor) for factor in chosen.values()])
-moved = warp(S.expand(len(chosen), -1, -1, -1), resize_flow(flows, (SIZE, SIZE)))
-show.pictures({"flow": show.flow_colors(flows, largest=scale), "source, warped": moved}, columns=list(chosen))
+bent = warp(S.expand(len(chosen), -1, -1, -1), resize_flow(flows, (SIZE, SIZE)))
+show.pictures({"flow": show.flow_colors(flows, largest=scale), "source, warped": bent}, columns=list(chosen))
 
 # %% [markdown]
 # The same on a slider. Left the eye's row after the softmax, then the flow and the source that it warps:
@@ -443,7 +460,7 @@ show.playground(temperature, factor=FloatLogSlider(1.0, base=10, min=-2.5, max=2
 # %% [markdown]
 # And now $1/\sqrt{C}$. Two random features of $C$ channels have a dot product of size $\sqrt{C}$: more channels, larger
 # scores, sharper softmax. A fresh network would begin snapped to random pixels, the more so the wider it is. Divided by
-# $\sqrt{C}$, all widths begin alike:
+# $\sqrt{C}$, all widths begin alike. (The rows here have 256 places. If all weighed alike, each would have 1/256 = 0.004.)
 
 # %%
 print("channels   largest weight of a row: plain, / sqrt(C)")
@@ -451,7 +468,7 @@ for channels in (4, 64, 1024):
     a, b = torch.randn(2, 1, channels, 16, 16, generator=torch.Generator().manual_seed(0))
     scaled = correlation.volume(a, b).flatten(3)
     top = [v.softmax(-1).amax(-1).mean().item() for v in (scaled * channels**0.5, scaled)]
-    print(f"{channels:8}   {'':23} {top[0]:5.1f}, {top[1]:9.1f}")
+    print(f"{channels:8}   {'':23} {top[0]:5.3f}, {top[1]:9.3f}")
     assert top[1] < 0.1
 assert top[0] > 0.8
 
@@ -462,7 +479,7 @@ assert top[0] > 0.8
 
 # %%
 by_level = [metrics.flow_error(correlation.softmax_flow(level), true_flow, face).item() for level in pyramid]
-print("error in pixels from levels 0 to 3:", [round(e, 1) for e in by_level])
+print("error in pixels of 32, from levels 0 to 3:", [round(e, 1) for e in by_level])
 assert by_level[0] < by_level[1] < by_level[2] < by_level[3]
 
 # %% [markdown]
