@@ -523,8 +523,8 @@ assert torch.allclose(whole, along, atol=1e-4)
 assert (whole - behind).abs().max() > 100 * (whole - along).abs().max()
 
 # %% [markdown]
-# Trained within the whole model, from the same pairs as the hourglass, it finds these points (`minimodel train --prior
-# tokens`; the README has the scores of both):
+# Trained within the whole model, on faces like the hourglass's (a few pairs less), it finds these points (`minimodel train
+# --prior tokens`; the README has the scores of both):
 
 # %%
 with torch.no_grad():

@@ -397,6 +397,7 @@ for name, (before, after) in errors.items():
 
 # %%
 ratios = {name: after / before for name, (before, after) in errors.items()}
+assert ratios["hidden"] < 1
 plt.figure(figsize=(4, 1.4))
 plt.barh(list(ratios), list(ratios.values()))
 plt.axvline(1, color="gray", linestyle=":")

@@ -271,6 +271,7 @@ plt.show()
 # %%
 lead = ratios["true flow"] - ratios["the model's"]
 print("lead of the model's flow over the truth, layer by layer:", [round(x, 2) for x in lead.tolist()])
+assert lead.min() > 0 and lead[3:].mean() > 1.5 * lead[:2].mean()
 
 # %% [markdown]
 # Is there a mistake? No: on the pixels that the source shows, the truth is the better one.

@@ -326,7 +326,7 @@ def loss_of(network, count=64):
 
 after, before = loss_of(network)
 print(f"{after / before:.1f} of the deformation is left")
-assert after < before
+assert after < 0.7 * before
 
 # %% [markdown]
 # `minimodel avd --weights tiny` trains it in a few minutes, nearly all of them spent on finding points in 2000 pairs of
@@ -373,7 +373,8 @@ plt.show()
 # %%
 aligned, plain_scores = scores["aligned"], scores["plain"]
 given = "relative, from the first frame"
-assert aligned[given]["shape (px)"] < aligned["standard"]["shape (px)"]
+for mode in (given, "avd"):
+    assert aligned[mode]["shape (px)"] < aligned["standard"]["shape (px)"]
 assert aligned[given]["landmarks (px)"] < aligned["standard"]["landmarks (px)"] < aligned["copy"]["landmarks (px)"]
 assert plain_scores[given]["landmarks (px)"] > 2 * aligned[given]["landmarks (px)"]
 for name, rows in scores.items():
