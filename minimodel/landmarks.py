@@ -3,7 +3,8 @@
 Three parts: heatmaps read by their mean position instead of their maximum (DSNT, which is `keypoints.soft_argmax`);
 labels from the embedded faces; and unlabelled video, on which a point that is found in one frame and carried to the
 next by Lucas-Kanade must be found where it arrives (the registration loss, SBR: "Supervision-by-Registration", Dong et
-al., CVPR 2018).
+al., CVPR 2018). The eyes are looked at twice, the second time from nearby, as an iris is hardly wider than a pixel of
+the face's heatmaps.
 
 Notebook: ``notebooks/04_landmarks_on_video.ipynb``.
 """
@@ -36,6 +37,10 @@ MIRRORED = (
     69, 68, 72, 73, 70, 71,
 )
 # fmt: on
+# The right eye: outline, pupil, middles of the lids. In a mirrored picture the left one has these names.
+EYE = (36, 37, 38, 39, 40, 41, 68, 70, 71)
+EYES = EYE + tuple(MIRRORED[k] for k in EYE)
+CLOSE_UP = 32  # side of a picture of one eye
 
 
 # ------------------------------------------------------------------------------------------ heatmaps and their reading
@@ -115,13 +120,12 @@ class DetectorConfig:
     norm: str = "batch"
 
 
-class LandmarkDetector(nn.Module):
-    """Picture -> landmarks: stacked hourglasses, each with heatmaps that the next one sees (a small FAN), read by
-    DSNT."""
+class HeatmapNetwork(nn.Module):
+    """Picture -> logits of heatmaps: stacked hourglasses, each with heatmaps that the next one sees (a small FAN)."""
 
-    def __init__(self, config: DetectorConfig = DetectorConfig()):
+    def __init__(self, config: DetectorConfig):
         super().__init__()
-        self.config = c = config
+        c = config
         self.stem = nn.Sequential(nn.PixelUnshuffle(c.scale), ConvBlock(3 * c.scale**2, c.width, norm=c.norm))
         sizes = dict(base=c.base, levels=c.levels, maximum=c.maximum, norm=c.norm)
         self.hourglasses = nn.ModuleList(Hourglass(c.width, **sizes) for _ in range(c.stacks))
@@ -129,9 +133,8 @@ class LandmarkDetector(nn.Module):
         self.heads = nn.ModuleList(nn.Conv2d(channels, c.points, 1) for _ in range(c.stacks))
         self.merges = nn.ModuleList(nn.Conv2d(channels + c.points, c.width, 1) for _ in range(c.stacks - 1))
 
-    def stages(self, image: Float[Tensor, "b 3 height width"]) -> list[Float[Tensor, "b k h w"]]:
-        """The logits of every hourglass's heatmaps, which training looks at; the last are the result."""
-        self.check_size(*image.shape[-2:])
+    def forward(self, image: Float[Tensor, "b 3 height width"]) -> list[Float[Tensor, "b k h w"]]:
+        """What each hourglass says, which training looks at; the last is the result."""
         x, logits = self.stem(2 * image - 1), []
         for number, (hourglass, head) in enumerate(zip(self.hourglasses, self.heads, strict=True)):
             features = hourglass(x)
@@ -141,11 +144,39 @@ class LandmarkDetector(nn.Module):
                 x = x + self.merges[number](torch.cat([features, logits[-1]], dim=1))
         return logits
 
+
+class LandmarkDetector(nn.Module):
+    """Picture -> landmarks: heatmaps of the whole face, read by DSNT, then a second look at each eye from nearby."""
+
+    def __init__(self, config: DetectorConfig = DetectorConfig()):
+        super().__init__()
+        self.config = config
+        self.face = HeatmapNetwork(config)
+        self.eye = HeatmapNetwork(dataclasses.replace(config, points=len(EYE), scale=2, stacks=1))
+
+    def stages(self, image: Float[Tensor, "b 3 height width"]) -> list[Float[Tensor, "b k h w"]]:
+        """The logits of the face's heatmaps, from every hourglass."""
+        self.check_size(*image.shape[-2:])
+        return self.face(image)
+
     def forward(
         self, image: Float[Tensor, "b 3 height width"]
     ) -> tuple[Float[Tensor, "b k 2"], Float[Tensor, "b k h w"]]:
-        """-> points and the heatmaps that they are the means of."""
-        return soft_argmax(self.stages(image)[-1])
+        """-> points, and the face's heatmaps, of which all points but those of the eyes are the means."""
+        points, heatmaps = soft_argmax(self.stages(image)[-1])
+        return self.look_closer(image, points)[0], heatmaps
+
+    def look_closer(
+        self, image: Float[Tensor, "b 3 height width"], points: Float[Tensor, "b k 2"]
+    ) -> tuple[Float[Tensor, "b k 2"], Float[Tensor, "2*b 9 h w"], Float[Tensor, "2*b 2 3"]]:
+        """-> the points, with those of the eyes found again in close-ups; the logits that these are read from, and the
+        `eye_places` of the close-ups: all right eyes, then all left ones."""
+        places = eye_places(points.detach())
+        logits = self.eye(move_picture(image.repeat(2, 1, 1, 1), places, CLOSE_UP))[-1]
+        with torch.autocast(image.device.type, enabled=False):
+            found = soft_argmax(logits)[0] @ places[..., :2].transpose(1, 2) + places[:, None, :, 2]
+        eyes = torch.cat(found.chunk(2), dim=1)
+        return points.index_copy(1, torch.tensor(EYES, device=points.device), eyes), logits, places
 
     def find(self, image: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b k 2"]:
         """The points of pictures of any size, which are brought to the one that the detector was trained at."""
@@ -167,6 +198,18 @@ class LandmarkDetector(nn.Module):
         detector = cls(DetectorConfig(**json.loads(read_metadata(path, "landmarks")["config"])))
         detector.load_state_dict(load_file(path))
         return detector.eval()
+
+
+def eye_places(points: Float[Tensor, "b 74 2"]) -> Float[Tensor, "2*b 2 3"]:
+    """Affine maps, for `move_picture`, from close-ups of the eyes to the picture that has these landmarks: all right
+    eyes, then all left ones, mirrored, so that one network reads both. Their sides are 1.6 times the wider eye."""
+    eyes = points[:, EYES].unflatten(1, (2, -1))[:, :, :6]  # outlines
+    centre = eyes.mean(2).transpose(0, 1).flatten(0, 1)
+    width = (eyes[:, :, 3] - eyes[:, :, 0]).norm(dim=-1).amax(1).clamp_min(0.05)
+    half, zero = 0.8 * width.repeat(2), torch.zeros_like(centre[:, 0])
+    mirror = torch.tensor([1.0, -1.0], device=points.device).repeat_interleave(len(points))
+    x, y = centre.unbind(-1)
+    return torch.stack([mirror * half, zero, x, zero, half, y], dim=1).view(-1, 2, 3)
 
 
 # ---------------------------------------------------------------------------------------------------- registration
@@ -283,9 +326,13 @@ def random_places(
     return torch.stack([flip * cos, -flip * sin, x, sin, cos, y], dim=1).view(-1, 2, 3)
 
 
-def move_picture(image: Float[Tensor, "b 3 h w"], places: Float[Tensor, "b 2 3"]) -> Float[Tensor, "b 3 h w"]:
-    """Shows at z what ``image`` has at places(z)."""
-    grid = F.affine_grid(places, list(image.shape), align_corners=False)
+@full_precision
+def move_picture(
+    image: Float[Tensor, "b 3 height width"], places: Float[Tensor, "b 2 3"], side: int | None = None
+) -> Float[Tensor, "b 3 h w"]:
+    """Shows at z what ``image`` has at places(z), at its own size or on ``side`` x ``side`` pixels."""
+    size = [*image.shape[:2], side, side] if side else list(image.shape)
+    grid = F.affine_grid(places, size, align_corners=False)
     return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
 
 

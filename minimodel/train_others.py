@@ -29,6 +29,8 @@ from minimodel.judges import EXPRESSION, ROTATION, UNITS, FaceReader, active_uni
 from minimodel.judges import SIZE as READER_SIZE
 from minimodel.keypoints import soft_argmax
 from minimodel.landmarks import (
+    EYE,
+    EYES,
     LANDMARKS,
     SIZE,
     LandmarkDetector,
@@ -237,10 +239,10 @@ class LandmarksTrainConfig:
     steps: int | None = None
     """Stop after this many steps ..."""
     minutes: float | None = None
-    """... or after this many minutes: 30 unless given, 8 with --video."""
+    """... or after this many minutes: 30 unless given, 12 with --video."""
     batch: int = 16
     """Embedded faces a step; with --video half of them give way to pairs of neighbouring frames."""
-    registration: float = 1.0
+    registration: float = 5.0
     """What a pixel off in the registration loss counts for, beside a pixel off on an embedded face."""
     seed: int = 0
 
@@ -311,7 +313,7 @@ def train_landmarks(config: LandmarksTrainConfig) -> dict[str, float]:
     detector = (LandmarkDetector.load(start) if start else LandmarkDetector()).to(device)
     detector = detector.to(memory_format=torch.channels_last).train()
     films = Neighbours(config.video) if config.video else None
-    minutes = config.minutes or (8.0 if films else 30.0)
+    minutes = config.minutes or (12.0 if films else 30.0)
     rate = TUNING_RATE if start else FIRST_RATE
     optimizer = torch.optim.Adam(detector.parameters(), lr=rate)
     memory = FaceMemory()
@@ -334,6 +336,11 @@ def train_landmarks(config: LandmarksTrainConfig) -> dict[str, float]:
                 found = soft_argmax(logits)[0]
                 terms["heatmaps"] += heatmap_loss(logits[: len(images)], points, inside)
                 terms["points"] += POINT_WEIGHT * point_loss(found[: len(images)], points, inside)
+            with fast_autocast(device):
+                found, logits, places = detector.look_closer(torch.cat(inputs), found)
+            labelled = [value.unflatten(0, (2, -1))[:, : len(images)].flatten(0, 1) for value in (logits, places)]
+            terms["heatmaps"] += close_up_loss(*labelled, points)
+            terms["eyes"] = POINT_WEIGHT * point_loss(found[: len(images), EYES], points[:, EYES], inside[:, EYES])
             if films:
                 registration, reliable = registration_loss(*frames, *found[len(images) :].chunk(2))
                 terms["registration"] = config.registration * POINT_WEIGHT * registration
@@ -341,6 +348,7 @@ def train_landmarks(config: LandmarksTrainConfig) -> dict[str, float]:
             sum(terms.values()).backward()
             optimizer.step()
             shown = f"{terms['points'].item() / POINT_WEIGHT / len(stages) * SIZE / 2:.2f} px"
+            shown += f", eyes {terms['eyes'].item() / POINT_WEIGHT * SIZE / 2:.2f} px"
             if films:
                 shown += f", registration {registration.item() * SIZE / 2:.2f} px ({reliable.item():.0%} reliable)"
             bar.set_postfix_str(shown)
@@ -349,6 +357,14 @@ def train_landmarks(config: LandmarksTrainConfig) -> dict[str, float]:
     scores = landmark_scores(detector)
     print({name: round(value, 3) for name, value in scores.items()})
     return scores
+
+
+def close_up_loss(
+    logits: Float[Tensor, "eyes 9 h w"], places: Float[Tensor, "eyes 2 3"], points: Float[Tensor, "b 74 2"]
+) -> Float[Tensor, ""]:
+    """`heatmap_loss` of the second look at the eyes: what `LandmarkDetector.look_closer` gives, and the landmarks."""
+    wanted = move_points(points.repeat(2, 1, 1), places)[:, EYE]
+    return heatmap_loss(logits, wanted, (wanted.abs() < 1).all(-1))
 
 
 @torch.inference_mode()

@@ -55,7 +55,7 @@ film = (clean + grain).clamp(0, 1)
 
 detector = LandmarkDetector.load()
 with torch.no_grad():
-    p_mean, H = detector(film)
+    p_mean, H = soft_argmax(detector.stages(film)[-1])
 p_max = argmax(H)
 
 # %%
@@ -231,6 +231,80 @@ for name, values in logits.items():
 assert heatmap_loss(logits["two hills"], one, inside) > 2 * heatmap_loss(logits["one hill"], one, inside)
 
 # %% [markdown]
+# ## A second look at the eyes
+#
+# S2D wants gaze from its landmarks, and an iris is hardly wider than one pixel of the heatmaps. They say where an eye is,
+# and little of where it looks:
+
+
+# %%
+def in_pixels(points):
+    return to_pixels(points, (SIZE, SIZE))
+
+
+def mean_error(points):
+    """Of the film's points, group by group, in pixels of the photo."""
+    error = (in_pixels(points) - in_pixels(truth)).norm(dim=-1)
+    return {name: error[:, first:last].mean().item() for name, (first, last) in groups.items()}
+
+
+print({name: round(error, 2) for name, error in mean_error(p_mean).items()})
+
+# %% [markdown]
+# Heatmaps twice as fine would cost four times as much, for a nose as well, which doesn't need them. So the detector looks
+# twice, as people who label faces do: it finds the face, cuts out each eye from the *photo*, a square 1.6 times as wide
+# as the eye, and finds the eye's nine points in there, by another, smaller network with heatmaps of its own. (S2D doesn't
+# say how it finds pupils. Looking again from nearby is an old way, the *cascade*: Sun, Wang, Tang, CVPR 2013.) The
+# square's middle is the mean of the outline $p_1, \dots, p_6$ that the first look found, and a place $q$ in it is the place
+#
+# $$p = \begin{pmatrix} \pm s & 0 \\ 0 & s \end{pmatrix} q + \tfrac{1}{6} \sum_{k=1}^{6} p_k$$
+#
+# in the photo, with $s$ 0.8 times the wider eye, and a minus for the left eye: mirrored, it is a right one, and one
+# network reads both.
+
+
+# %%
+def eye_places_naive(p):
+    corners = [(36, 39), (42, 45)]
+    s = 0.8 * max((p[a] - p[b]).norm() for a, b in corners)
+    return [
+        torch.cat([torch.diag(torch.stack([sign * s, s])), p[first : first + 6].mean(0)[:, None]], dim=1)
+        for sign, first in ((1, 36), (-1, 42))
+    ]
+
+
+places = landmarks.eye_places(p_mean)  # of all right eyes, then of all left ones
+right, left = eye_places_naive(p_mean[0])
+assert torch.allclose(places[0], right, atol=1e-6) and torch.allclose(places[len(film)], left, atol=1e-6)
+
+# %% [markdown]
+# Both eyes in five frames, as the second network sees them, with the points that it finds (the pupil is red):
+
+# %%
+with torch.no_grad():
+    p_twice, logits, places = detector.look_closer(film, p_mean)
+q = soft_argmax(logits)[0]
+close_ups = landmarks.move_picture(film.repeat(2, 1, 1, 1), places, landmarks.CLOSE_UP)
+figure, axes = plt.subplots(2, 5, figsize=(8, 3.2))
+for row, first in zip(axes, (0, len(film))):
+    for axis, t in zip(row, range(0, 40, 8)):
+        axis.imshow(close_ups[first + t].permute(1, 2, 0))
+        colors = ["tab:red" if k == PUPIL else "white" for k in landmarks.EYE]
+        show.dots(axis, q[first + t], close_ups.shape[-2:], s=12, color=colors, linewidths=0.3)
+        axis.set_axis_off()
+plt.show()
+print({name: round(error, 2) for name, error in mean_error(p_twice).items()})
+
+# %%
+first_look, second_look = mean_error(p_mean), mean_error(p_twice)
+assert all(second_look[name] < 0.6 * first_look[name] for name in ("eyes", "pupils", "lids"))
+assert all(second_look[name] == first_look[name] for name in ("jaw", "brows", "nose", "mouth"))
+sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in detector.named_children()}
+print("parameters:", sizes)
+
+# %% [markdown]
+# `detector(film)` does both. Where a lid covers the pupil nobody can see it, and the network answers with its mean.
+#
 # ## Measuring: how much does it tremble?
 #
 # Equation 9 asks how far each point is from the middle between where it was and where it will be:
@@ -252,25 +326,22 @@ def sms_naive(points):
     return total / (frames - 2)
 
 
-def in_pixels(points):
-    return to_pixels(points, (SIZE, SIZE))
-
-
 assert torch.allclose(metrics.sms(in_pixels(p_max)), sms_naive(in_pixels(p_max)), rtol=1e-4)
 
 # %%
-readings = {"maximum": p_max, "and a quarter": argmax(H, quarter=True), "mean": p_mean, "truth": truth}
+readings = {"maximum": p_max, "and a quarter": argmax(H, quarter=True), "mean": p_mean}
+readings |= {"eyes twice": p_twice, "truth": truth}
 jitter = {name: metrics.sms(in_pixels(points)).item() for name, points in readings.items()}
 error = {name: (in_pixels(points) - in_pixels(truth)).norm(dim=-1).mean().item() for name, points in readings.items()}
 figure, axes = plt.subplots(1, 2, figsize=(8, 2.2))
 for axis, values, title in zip(axes, (jitter, error), ("SMS (74 points)", "mean error of a point")):
-    axis.barh(list(values), list(values.values()), color=["tab:orange", "tab:olive", "tab:red", "k"])
+    axis.barh(list(values), list(values.values()), color=["tab:orange", "tab:olive", "tab:red", "tab:pink", "k"])
     axis.invert_yaxis()
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("pixels")
 figure.tight_layout()
 plt.show()
-assert jitter["mean"] < 0.6 * jitter["maximum"] and error["mean"] < error["maximum"]
+assert jitter["mean"] < 0.6 * jitter["maximum"] and error["eyes twice"] < error["mean"] < error["maximum"]
 
 # %% [markdown]
 # Two things to see. The mean removes most of the trembling, from the same network and the same heatmaps. And the truth
@@ -385,8 +456,8 @@ assert torch.allclose(ours, registration_naive(film[:1], film[1:2], p_mean[:1], 
 #
 # The labels come from other faces: 48 rendered ones with their landmarks. The film, on which we also measure, has none:
 # its truth is only used for measuring. Three copies of the detector learn for twenty steps each: from the labelled faces
-# alone, from these and the film together, and from the film alone. Points are found in frames with new grain each time,
-# and carried over in the film as it is.
+# alone, from these (which count twice) and the film together, and from the film alone. Points are found in frames with
+# new grain each time, and carried over in the film as it is.
 
 # %%
 others = synthetic.Faces.sample(48, seed=77)
@@ -405,7 +476,7 @@ def teach(*, with_labels, with_film, steps=20):
         if with_film:
             loss = loss + landmarks.registration_loss(start, end, found[:4], found[4:8])[0]
         if with_labels:
-            loss = loss + point_loss(found[8:], labels[n], torch.ones(4, 74, dtype=torch.bool))
+            loss = loss + 2 * point_loss(found[8:], labels[n], torch.ones(4, 74, dtype=torch.bool))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -440,8 +511,10 @@ assert error["labels and film"] < min(1.1 * error["before"], 1.1 * error["labels
 
 # %% [markdown]
 # (The black line is the truth's own SMS.) Labels alone leave the trembling nearly as it was. With the film, the same
-# steps calm the points, and the error is no larger than with labels alone. Don't expect more of it here: the shipped
-# detector has been through both losses already, and twenty steps show a direction, not what the loss is worth.
+# steps calm the points, and the error stays about where it was. Don't expect more of it here: the shipped
+# detector has been through both losses already, and twenty steps show a direction. What the loss is worth, told by the
+# shipped one and six films that it never saw: an SMS of 161 by the maximum, of 90 by the mean, and of 81 after two thousand
+# steps with the registration loss (the paper, with other points and films: 115, 61, 51).
 #
 # The film alone calms the points most, but nothing ties them to the face's features any more, and the error grows: the
 # registration loss only says that the two detections should *agree*, not where. Labels say where.

@@ -61,8 +61,8 @@ WITHOUT_A_CELL = {
     "keypoints": {"BackgroundPredictor", "SplineDetector"},
     "landmarks": {
         "DetectorConfig",
+        "HeatmapNetwork",
         "confidence",
-        "move_picture",
         "move_points",
         "random_places",
         "sharpness",

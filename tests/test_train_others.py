@@ -16,7 +16,8 @@ from minimodel import train_others as module
 from minimodel.data import synthetic
 from minimodel.features import FaceFeatures
 from minimodel.judges import EXPRESSION, ROTATION, UNITS, FaceReader, resized
-from minimodel.landmarks import LandmarkDetector
+from minimodel.keypoints import gaussian_heatmaps
+from minimodel.landmarks import EYE, MIRRORED, LandmarkDetector, eye_places
 from minimodel.model import AnimationModel
 from minimodel.train import step_generator
 from minimodel.train_others import (
@@ -27,6 +28,7 @@ from minimodel.train_others import (
     LandmarksTrainConfig,
     Neighbours,
     PeopleMemory,
+    close_up_loss,
     identity_loss,
     judge_scores,
     landmark_scores,
@@ -141,8 +143,31 @@ def test_the_landmark_detector_learns_and_goes_on_with_films(tmp_path, clips, mo
     assert [file.name for file in path.parent.iterdir()] == ["a.safetensors"]
     train_landmarks(LandmarksTrainConfig(tuned, video=(str(clips),), start=str(path), steps=3, batch=4))
     one, other = load_file(path), load_file(tuned)
-    moved = max(float((one[name] - other[name]).abs().max()) for name in one if "weight" in name)
-    assert one.keys() == other.keys() and 0 < moved < 0.1  # it went on from there
+    assert one.keys() == other.keys()
+    for part in ("face.", "eye."):
+        names = [name for name in one if name.startswith(part) and name.endswith("weight")]
+        moved = [float((one[name] - other[name]).abs().max()) for name in names]
+        assert min(moved) > 0 and max(moved) < 0.1  # it went on from there
+
+
+def test_the_close_ups_loss_wants_each_landmark_where_its_close_up_shows_it():
+    faces = synthetic.Faces.sample(3, 6)
+    points = synthetic.landmarks(faces)
+    places = eye_places(points + 0.02)
+
+    def perfect(points):
+        rows = []
+        for eye in range(2):
+            names = [MIRRORED[k] if eye else k for k in EYE]
+            for n in range(3):
+                place = places[3 * eye + n]
+                rows.append(torch.stack([torch.linalg.inv(place[:, :2]) @ (points[n, k] - place[:, 2]) for k in names]))
+        return gaussian_heatmaps(torch.stack(rows), (16, 16), (2 / 16) ** 2).clamp_min(1e-12).log()
+
+    least = close_up_loss(perfect(points), places, points)
+    assert least < close_up_loss(perfect(points + 0.01), places, points) - 0.1
+    swapped = perfect(points).unflatten(0, (2, 3)).flip(0).flatten(0, 1)  # the eyes' answers, exchanged
+    assert least < close_up_loss(swapped, places, points) - 0.1
 
 
 def test_kept_faces_have_their_landmarks_and_the_oldest_go():
