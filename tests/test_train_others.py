@@ -331,3 +331,10 @@ def test_judges_learn_and_can_be_loaded(tmp_path, monkeypatch, capsys):
     again = FaceReader.load(tmp_path / "again.safetensors").state_dict()
     assert all(torch.equal(value, again[name]) for name, value in reader.state_dict().items())
     assert reader.std[0] > 5 and reader.std[3] < 1 and reader.mean[-1] == pytest.approx(0.92, abs=0.02)
+
+
+def test_the_shipped_judges_fit_the_shipped_detector():
+    """They learnt from the landmarks that it finds, and a better one is another one to them."""
+    scores = judge_scores(FaceReader.load(), count=24)
+    assert min(scores["lids (R²)"], scores["jaw (R²)"]) > 0.8 and scores["same person"] > 0.9
+    assert scores["smile (R²)"] > 0.3 and max(scores[f"{name} (degrees)"] for name in ROTATION) < 3.5
