@@ -19,14 +19,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from minimodel.blocks import StridedBlock
 from minimodel.features import FaceFeatures, load_features
 from minimodel.landmarks import LANDMARKS, LandmarkDetector, sharpness
 from minimodel.landmarks import SIZE as LANDMARK_SIZE
-from minimodel.saving import find_weights, make_metadata, read_metadata, write_weights
+from minimodel.saving import fill, find_weights, make_metadata, read_metadata, write_weights
 
 SIZE = 64  # side of the pictures that the reader sees
 ROTATION = ("yaw", "pitch", "roll")
@@ -110,7 +109,7 @@ class FaceReader(nn.Module):
         path = find_weights(name_or_path, ["judges"])
         sizes = json.loads(read_metadata(path, "judges")["config"])
         reader = cls(ReaderConfig(**sizes | dict(widths=tuple(sizes["widths"]))))
-        reader.load_state_dict(load_file(path))
+        fill(reader, path)
         return reader.eval()
 
 

@@ -18,12 +18,11 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from minimodel.blocks import ConvBlock, Hourglass
 from minimodel.keypoints import gaussian_heatmaps, soft_argmax
-from minimodel.saving import find_weights, make_metadata, read_metadata, write_weights
+from minimodel.saving import fill, find_weights, make_metadata, read_metadata, write_weights
 from minimodel.warping import full_precision, identity_grid, resize_flow
 
 LANDMARKS = 74  # the 68 iBUG points, two pupils, four middles of eyelids
@@ -123,9 +122,8 @@ class DetectorConfig:
 class HeatmapNetwork(nn.Module):
     """Picture -> logits of heatmaps: stacked hourglasses, each with heatmaps that the next one sees (a small FAN)."""
 
-    def __init__(self, config: DetectorConfig):
+    def __init__(self, c: DetectorConfig):
         super().__init__()
-        c = config
         self.stem = nn.Sequential(nn.PixelUnshuffle(c.scale), ConvBlock(3 * c.scale**2, c.width, norm=c.norm))
         sizes = dict(base=c.base, levels=c.levels, maximum=c.maximum, norm=c.norm)
         self.hourglasses = nn.ModuleList(Hourglass(c.width, **sizes) for _ in range(c.stacks))
@@ -196,7 +194,7 @@ class LandmarkDetector(nn.Module):
         """The shipped detector, or a file written by `save`; on the CPU, in evaluation mode."""
         path = find_weights(name_or_path, ["landmarks"])
         detector = cls(DetectorConfig(**json.loads(read_metadata(path, "landmarks")["config"])))
-        detector.load_state_dict(load_file(path))
+        fill(detector, path)
         return detector.eval()
 
 

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from minimodel import affine, tps
@@ -24,7 +23,7 @@ from minimodel.keypoints import BackgroundPredictor, KeypointDetector, SplineDet
 from minimodel.landmark_motion import LandmarkMotion
 from minimodel.landmarks import LANDMARKS, LandmarkDetector
 from minimodel.refinement import MotionRefiner, UpdaterWidths
-from minimodel.saving import find_weights, make_metadata, read_metadata, write_weights
+from minimodel.saving import fill, find_weights, make_metadata, read_metadata, write_weights
 from minimodel.tokens import TokenDetector
 from minimodel.warping import resize_flow, warp
 
@@ -588,7 +587,7 @@ class AnimationModel(nn.Module):
         """A shipped model by name, or a file written by `save`; on the CPU, in evaluation mode."""
         path = find_weights(name_or_path)
         model = cls(Config.from_json(read_metadata(path)["config"]))
-        model.load_state_dict(load_file(path))
+        fill(model, path)
         return model.eval()
 
 

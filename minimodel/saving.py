@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import nn
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -42,6 +42,15 @@ def read_metadata(path: Path, kind: str = "animation") -> dict[str, str]:
     if held != kind:
         raise ValueError(f"{path}: holds weights of kind {held!r}, expected {kind!r}")
     return metadata
+
+
+def fill(network: nn.Module, path: Path) -> None:
+    """Put a file's weights into the network that its metadata describe; a ValueError in one line if they don't fit, as
+    those of an older version of this network."""
+    try:
+        network.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path}: its weights don't fit {type(network).__name__} as this version builds it") from error
 
 
 def find_weights(name_or_path: str | Path, shipped: list[str] | None = None) -> Path:

@@ -328,16 +328,16 @@ def train_landmarks(config: LandmarksTrainConfig) -> dict[str, float]:
             inside = (points.abs() < 1).all(-1)
             frames = [value.to(device) for value in films(pairs, generator)] if films else []
             # Every frame gets grain of its own: points are found in spoilt frames and carried over in clean ones.
-            inputs = [images, *(colour_noise(frame, generator) for frame in frames)]
+            inputs = torch.cat([images, *(colour_noise(frame, generator) for frame in frames)])
             with fast_autocast(device):
-                stages = detector.stages(torch.cat(inputs).contiguous(memory_format=torch.channels_last))
+                stages = detector.stages(inputs.contiguous(memory_format=torch.channels_last))
             terms = {"heatmaps": 0.0, "points": 0.0}
             for logits in stages:
                 found = soft_argmax(logits)[0]
                 terms["heatmaps"] += heatmap_loss(logits[: len(images)], points, inside)
                 terms["points"] += POINT_WEIGHT * point_loss(found[: len(images)], points, inside)
             with fast_autocast(device):
-                found, logits, places = detector.look_closer(torch.cat(inputs), found)
+                found, logits, places = detector.look_closer(inputs, found)
             labelled = [value.unflatten(0, (2, -1))[:, : len(images)].flatten(0, 1) for value in (logits, places)]
             terms["heatmaps"] += close_up_loss(*labelled, points)
             terms["eyes"] = POINT_WEIGHT * point_loss(found[: len(images), EYES], points[:, EYES], inside[:, EYES])

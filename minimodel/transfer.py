@@ -16,12 +16,11 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
 from scipy.spatial import ConvexHull, QhullError
 from torch import Tensor, nn
 
 from minimodel.model import AnimationModel, Motion
-from minimodel.saving import find_weights, make_metadata, read_metadata, write_weights
+from minimodel.saving import fill, find_weights, make_metadata, read_metadata, write_weights
 from minimodel.warping import full_precision
 
 MODES = ("standard", "relative", "avd")
@@ -201,7 +200,7 @@ class AvdNetwork(nn.Module):
         if metadata["points_of"] != fingerprint(model):
             raise ValueError(f"{path}: was trained on the points of other weights; train it again: `{command}`")
         network = cls(**json.loads(metadata["config"]))
-        network.load_state_dict(load_file(path))
+        fill(network, path)
         return network.eval().to(next(model.parameters()).device)
 
 

@@ -344,7 +344,8 @@ plt.show()
 assert jitter["mean"] < 0.6 * jitter["maximum"] and error["eyes twice"] < error["mean"] < error["maximum"]
 
 # %% [markdown]
-# Two things to see. The mean removes most of the trembling, from the same network and the same heatmaps. And the truth
+# Three things to see. The mean removes most of the trembling, from the same network and the same heatmaps. The second look
+# brings the eyes nearer to the truth, but makes them no calmer. And the truth
 # isn't zero: heads, lids and lips really accelerate, so a detector should come down to the black bar, not below it. One
 # that always says the same place has SMS 0, which is why the error stands beside it.
 #

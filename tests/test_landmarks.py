@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from minimodel import metrics
@@ -409,7 +410,10 @@ def test_it_is_saved_with_its_sizes_and_nothing_else_is_loaded(tmp_path):
     assert torch.equal(loaded(image)[0], detector(image)[0])
     save_file({"a": torch.zeros(1)}, tmp_path / "b.safetensors")
     AnimationModel.from_preset("tiny", system="fomm").save(tmp_path / "c.safetensors")
+    old = {name.removeprefix("face."): value for name, value in detector.state_dict().items()}
+    save_file(old, tmp_path / "d.safetensors", safe_open(tmp_path / "a.safetensors", "pt").metadata())
     wrong = {
+        "d.safetensors": "its weights don't fit LandmarkDetector as this version builds it",
         "b.safetensors": "not weights of minimodel",
         "c.safetensors": "holds weights of kind 'animation', expected 'landmarks'",
         "missing": "no such file, and shipped are only",
