@@ -86,8 +86,9 @@ def playground(draw: Callable[..., Figure], **widgets):
         def _repr_mimebundle_(self, **options) -> dict:
             return super()._repr_mimebundle_(**options) | {"image/png": base64.b64encode(picture.value).decode()}
 
-    # A box stretches what is in it to the page's width: a square picture wouldn't fit on a screen with its sliders.
-    picture = Image(layout=Layout(align_self="flex-start"))
+    # A box stretches what is in it to the page's width: a square picture wouldn't fit on a screen with its sliders. And
+    # a wide one is reduced to that width, to which widgets add a margin: the box would have to scroll.
+    picture = Image(layout=Layout(align_self="flex-start", margin="0"))
 
     def redraw(_=None) -> None:
         figure, file = draw(**{name: widget.value for name, widget in widgets.items()}), io.BytesIO()
@@ -111,16 +112,16 @@ def dots(axis, points: Float[Tensor, "k 2"], size: tuple[int, int], **style) -> 
 
 
 def film(frames: Float[Tensor, "t 3 h w"], *, fps: int = 12, side: int = 192):
-    """Frames as an animation that a notebook holds within itself, and shows wherever it is displayed."""
+    """Frames as an animation that a notebook holds within itself, and shows wherever it is displayed, ``side`` pixels
+    high: it is the viewer who enlarges them, which keeps notebooks small."""
     from IPython.display import Image
 
-    factor = max(1, side // frames.shape[-1])
-    frames = torch.nn.functional.interpolate(frames.detach().cpu().clamp(0, 1), scale_factor=factor, mode="nearest")
-    pixels = (frames * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    height, width = frames.shape[-2:]
+    pixels = (frames.detach().cpu().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     file = io.BytesIO()
     iio.imwrite(file, pixels, extension=".gif", duration=1000 / fps, loop=0)
     # Labelled as PNG, which every viewer of notebooks embeds; browsers look at the bytes, and play it.
-    return Image(data=file.getvalue(), format="png")
+    return Image(data=file.getvalue(), format="png", width=round(side * width / height), height=side)
 
 
 def save_picture(picture: Float[Tensor, "3 h w"], path: str | Path) -> None:

@@ -91,6 +91,7 @@ def test_a_playground_draws_again_when_a_slider_moves():
     assert abs(int(before[height, width, 0]) - 127) < 2 and abs(int(after[height, width, 0]) - 191) < 2
     assert plt.get_fignums() == []
     assert picture.layout.align_self == "flex-start"  # in its own size, not stretched to the page's width
+    assert picture.layout.margin == "0"  # a margin beside a picture of the page's width would be too much
 
 
 def test_dots_lie_on_the_pixels_that_they_name():
@@ -105,9 +106,10 @@ def test_dots_lie_on_the_pixels_that_they_name():
 
 def test_a_film_plays():
     frames = torch.linspace(0.2, 1, 5).view(5, 1, 1, 1) * torch.tensor([1.0, 0.5, 0.0]).view(3, 1, 1)
-    film = show.film(frames.expand(5, 3, 16, 16), fps=10, side=64)
+    film = show.film(frames.expand(5, 3, 16, 80), fps=10, side=64)
     decoded = iio.imread(io.BytesIO(film.data), extension=".gif")
-    assert film.data[:6] == b"GIF89a" and decoded.shape == (5, 64, 64, 3)
+    assert film.data[:6] == b"GIF89a" and decoded.shape == (5, 16, 80, 3)
+    assert (film.height, film.width) == (64, 320)  # on the screen: five pictures in a row, each 64 pixels high
     levels = torch.tensor(decoded).float().mean((1, 2)) / 255
     assert torch.allclose(levels, frames[:, :, 0, 0], atol=0.02)
     assert iio.immeta(io.BytesIO(film.data), extension=".gif")["duration"] == 100
