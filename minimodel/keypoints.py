@@ -47,7 +47,12 @@ class KeypointDetector(nn.Module):
     soft-argmax of the heatmap is the point, the affine maps averaged under the heatmap are its matrix. ``folded`` gives
     the hourglass every pixel, ``scale``^2 of them stacked as channels, instead of their average: at 64 pixels an eyelid
     doesn't survive averaging. ``with_affine`` False leaves the matrices out.
+
+    With ``spread`` every point begins at a random place of its own, and looks for its heatmap's maximum around there:
+    the five points of a spline say nothing about bending while all lie in the middle of the picture.
     """
+
+    spread_variance = 0.09  # of the Gaussian around that place, in normalised units
 
     def __init__(
         self,
@@ -61,6 +66,7 @@ class KeypointDetector(nn.Module):
         head_kernel: int,
         norm: str,
         with_affine: bool = True,
+        spread: bool = False,
         temperature: float = 0.1,
     ):
         super().__init__()
@@ -68,6 +74,10 @@ class KeypointDetector(nn.Module):
         self.hourglass = Hourglass(3 * scale**2 if folded else 3, base=base, levels=levels, maximum=maximum, norm=norm)
         self.heatmap_head = nn.Conv2d(self.hourglass.channels, points, head_kernel, padding=head_kernel // 2)
         self.temperature = temperature
+        self.register_buffer("places", None)
+        if spread:
+            self.places = torch.empty(points, 2).uniform_(-0.8, 0.8)
+            nn.init.normal_(self.heatmap_head.weight, std=1e-3)
         self.affine_head = None
         if with_affine:
             self.affine_head = nn.Conv2d(self.hourglass.channels, 4 * points, head_kernel, padding=head_kernel // 2)
@@ -81,7 +91,11 @@ class KeypointDetector(nn.Module):
         features = self.hourglass(self.reduce(image))
         # Positions in bfloat16 would snap to a coarse grid, so the heads' outputs leave any autocast here.
         with torch.autocast(image.device.type, enabled=False):
-            points, heatmaps = soft_argmax(self.heatmap_head(features.float()), temperature=self.temperature)
+            logits = self.heatmap_head(features.float())
+            if self.places is not None:  # the softmax is multiplied by the Gaussians
+                away = identity_grid(*logits.shape[-2:], device=logits.device) - self.places[..., None, None]
+                logits = logits - self.temperature * away.square().sum(1) / (2 * self.spread_variance)
+            points, heatmaps = soft_argmax(logits, temperature=self.temperature)
             if self.affine_head is None:
                 return points, None
             maps = rearrange(self.affine_head(features.float()), "b (k i j) h w -> b k i j h w", i=2, j=2)

@@ -53,6 +53,26 @@ def test_detector_starts_with_identity_matrices_and_points_inside(folded):
     assert KeypointDetector(5, scale=2, folded=folded, with_affine=False, **sizes)(torch.rand(2, 3, 32, 32))[1] is None
 
 
+def test_points_that_start_spread_lie_near_their_places_and_can_leave_them():
+    torch.manual_seed(0)
+    sizes = dict(base=8, levels=2, maximum=16, head_kernel=3, norm="group")
+    detector = KeypointDetector(50, scale=2, folded=False, spread=True, with_affine=False, **sizes)
+    assert "places" in detector.state_dict()
+    points = detector(torch.rand(2, 3, 32, 32))[0]
+    # Half a Gaussian is cut off at the picture's edge, which moves a point inwards by less than its deviation.
+    assert (points - detector.places).abs().max() < detector.spread_variance**0.5
+    assert (points[0].amax(0) - points[0].amin(0)).min() > 1
+    assert KeypointDetector(5, scale=2, folded=False, **sizes).places is None
+    frame, wanted = torch.rand(1, 3, 32, 32), -detector.places[None]  # across the whole picture
+    optimizer = torch.optim.Adam(detector.parameters(), lr=1e-2)
+    for _ in range(150):
+        loss = (detector(frame)[0] - wanted).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1
+
+
 def test_a_detector_overfits_two_points():
     """Trained on one frame to put its points at given places, it gets there: gradients reach everything."""
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ import torch
 
 from minimodel import tps
 from minimodel.dense_motion import dropout_scales
+from minimodel.keypoints import KeypointDetector, SplineDetector
 from minimodel.landmarks import LandmarkDetector
 from minimodel.model import GENERATORS, PRESETS, PRIORS, AnimationModel, Config
 from minimodel.saving import WEIGHTS
@@ -146,6 +147,21 @@ def test_splines_are_the_package_s_and_start_from_points_in_order():
 
 
 @torch.no_grad()
+def test_points_of_splines_are_read_from_heatmaps_or_said_by_a_residual_network():
+    image = pair()[0]
+    for heatmaps, kind in ((True, KeypointDetector), (False, SplineDetector)):
+        model = tiny(system="tpsm", spline_heatmaps=heatmaps)
+        assert type(model.prior.detector) is kind
+        assert model.encode_driving(image).points.shape == (2, 50, 2)
+    assert PRESETS["tiny"].spline_heatmaps and PRESETS["small"].spline_heatmaps and not PRESETS["paper"].spline_heatmaps
+    # Then the hourglass of the detector has a say in which sizes can be.
+    deep = dataclasses.replace(PRESETS["tiny"].detector, levels=5)
+    with pytest.raises(ValueError, match="multiples of 64"):
+        tiny(system="tpsm", detector=deep).check_size(96, 96)
+    tiny(system="tpsm", detector=deep, spline_heatmaps=False).check_size(96, 96)
+
+
+@torch.no_grad()
 def test_the_background_moves_where_the_driving_image_is_given():
     model, (source, driving) = tiny(system="tpsm"), pair()
     shift = torch.tensor([[1.0, 0.0, 0.2], [0.0, 1.0, -0.1]])
@@ -194,7 +210,7 @@ def test_every_scale_of_the_inpainting_network_has_its_own_occlusion():
 
 def test_weights_written_before_a_field_was_there_can_be_read():
     values = json.loads(PRESETS["tiny"].to_json())
-    for name in ("inpainting", "spline_detector", "spline_points", "regularisation", "tokens"):
+    for name in ("inpainting", "spline_detector", "spline_points", "spline_heatmaps", "regularisation", "tokens"):
         del values[name]
     read = Config.from_json(json.dumps(values))
     assert read.unet == PRESETS["tiny"].unet and read.inpainting == Config().inpainting
