@@ -56,9 +56,6 @@ TAUGHT = (
 )
 # What notebooks use without saying its name: the parts of a network that they do name, and what functions return.
 WITHOUT_A_CELL = {
-    "warping": {"from_pixels", "full_precision"},
-    "tps": {"solve_symmetric"},
-    "keypoints": {"BackgroundPredictor", "SplineDetector"},
     "landmarks": {
         "DetectorConfig",
         "HeatmapNetwork",
@@ -68,12 +65,10 @@ WITHOUT_A_CELL = {
         "sharpness",
         "soften",
     },
-    "landmark_motion": {"AdaptiveBlock", "FixedStatistics", "MotionBranch", "in_box"},
-    "dense_motion": {"CoarseMotion", "DenseMotion"},
-    "correlation": {"lookup_pyramid"},
+    "landmark_motion": {"MotionBranch", "in_box"},
     "refinement": {"MotionRefiner"},
     "generator": {"GatedUNet", "ResidualGenerator", "SourceEncoder"},
-    "features": {"AlexNet", "FaceFeatures", "FaceTasks", "VGG19", "load_lpips", "published", "read_weights"},
+    "features": {"AlexNet", "FaceFeatures", "FaceTasks", "VGG19", "load_lpips"},
     "metrics": {"lpips", "ms_ssim_scales", "shape_error"},
     "judges": {"FaceReader", "Judges", "ReaderConfig", "Verdict", "active_units"},
     "transfer": {"avd_path", "fingerprint"},
