@@ -126,6 +126,47 @@ shown = [
 show.pictures({"": torch.stack(shown)}, columns=["tip of the nose", "corner of the mouth", "pupil"], side=2)
 
 # %% [markdown]
+# ### Is there a face at all?
+#
+# A mean can be read of any heatmap, so the detector finds a nose on a wall, too. But there the heatmap is wide.
+# `sharpness` is the share of a heatmap that lies within two of its pixels of its point, and `confidence` the mean of
+# that over the 74. (`minimodel prepare` leaves out frames below 0.4.) Of a face with its lower half covered it's the
+# hidden points that are unsure:
+
+# %%
+seen = {
+    "face": film[:4],
+    "half of it": torch.cat([film[:4, :, :56], film[:4, :, :1].expand(-1, -1, 72, -1)], dim=2),
+    "wall": film[:4, :, :12, :12].mean((2, 3), keepdim=True).expand(-1, -1, SIZE, SIZE),
+    "noise": torch.rand(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3)),
+}
+with torch.no_grad():
+    read = {name: soft_argmax(detector.stages(frames)[-1]) for name, frames in seen.items()}
+show.pictures({"": torch.stack([frames[0] for frames in seen.values()])}, columns=list(seen))
+
+# %%
+sure = {name: landmarks.confidence(heatmaps, points).mean().item() for name, (points, heatmaps) in read.items()}
+print("confidence:", {name: round(value, 1) for name, value in sure.items()})
+each = {name: landmarks.sharpness(heatmaps, points).mean(0) for name, (points, heatmaps) in read.items()}
+assert sure["face"] > 0.7 and max(sure["wall"], sure["noise"]) < 0.3
+mouth, brows = (each["half of it"][slice(*groups[name])].mean() for name in ("mouth", "brows"))
+assert brows > 2 * mouth
+
+# %% [markdown]
+# Who makes heatmaps? `HeatmapNetwork` is two hourglasses in a row, the second of which sees the heatmaps of the first and
+# may mend them; both have to answer in training. It sees every pixel of the photo, 4 × 4 of them stacked as channels, or
+# there would be nothing to be exact about. One with fresh weights knows no more of a face than the shipped one of noise:
+
+# %%
+config = landmarks.DetectorConfig(stacks=2, scale=4)
+fresh = landmarks.HeatmapNetwork(config).eval()
+with torch.no_grad():
+    stages = fresh(film[:4])
+assert [list(Z.shape) for Z in stages] == config.stacks * [[4, 74, SIZE // config.scale, SIZE // config.scale]]
+points, heatmaps = soft_argmax(stages[-1])
+assert landmarks.confidence(heatmaps, points).max() < 0.1 < 0.7 < sure["face"]
+
+# %% [markdown]
 # ## Reading it: the highest pixel
 #
 # The usual way, of FAN (the *face alignment network* that S2D starts from) and many others: take the pixel where the
@@ -463,6 +504,34 @@ assert torch.allclose(ours, registration_naive(film[:1], film[1:2], p_mean[:1], 
 # %%
 others = synthetic.Faces.sample(48, seed=77)
 labelled, labels = synthetic.render(others, SIZE), synthetic.landmarks(others)
+
+# %% [markdown]
+# Forty-eight are few. The shipped detector saw every labelled face again and again, each time changed in a way that the
+# labels can follow: shifted, turned, zoomed, half of the time mirrored (`random_places`, then `move_picture` and
+# `move_points`), and spoilt as photographs are, by something in front (`spoil`) and by blur (`soften`). In a mirror the
+# right eye becomes a left one, so points trade names: the red eye is the subject's right one in every picture.
+
+# %%
+random = torch.Generator().manual_seed(6)
+places = landmarks.random_places(5, random)
+copies = landmarks.move_picture(labelled[:1].expand(5, -1, -1, -1), places)
+copies, copied = landmarks.soften(copies, random), landmarks.move_points(labels[:1].expand(5, -1, -1), places)
+mirrored = torch.linalg.det(places[..., :2]) < 0
+figure, axes = plt.subplots(1, 5, figsize=(9, 2))
+for axis, picture, points, mirror in zip(axes, copies, copied, mirrored):
+    axis.imshow(picture.permute(1, 2, 0))
+    show.dots(axis, points, (SIZE, SIZE), s=6, linewidths=0, color="white")
+    show.dots(axis, points[36:42], (SIZE, SIZE), s=8, linewidths=0, color="tab:red")
+    axis.set_title("mirrored" if mirror else "", fontsize=9)
+    axis.set_axis_off()
+plt.show()
+
+# %%
+x = copied[..., 0]
+assert (x[:, 42:48].mean(1) > x[:, 36:42].mean(1)).all()  # the right eye is on the picture's left, in mirrors as well
+back = torch.einsum("bij,bkj->bki", places[..., :2], copied) + places[:, None, :, 2]
+there = torch.where(mirrored[:, None, None], labels[:1, landmarks.MIRRORED], labels[:1])
+assert torch.allclose(back, there, atol=1e-5)  # the place of the original that each copy's point shows
 
 
 def teach(*, with_labels, with_film, steps=20):

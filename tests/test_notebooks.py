@@ -56,16 +56,6 @@ TAUGHT = (
 )
 # What notebooks use without saying its name: the parts of a network that they do name, and what functions return.
 WITHOUT_A_CELL = {
-    "landmarks": {
-        "DetectorConfig",
-        "HeatmapNetwork",
-        "confidence",
-        "move_points",
-        "random_places",
-        "sharpness",
-        "soften",
-    },
-    "landmark_motion": {"MotionBranch", "in_box"},
     "refinement": {"MotionRefiner"},
     "generator": {"GatedUNet", "ResidualGenerator", "SourceEncoder"},
     "features": {"AlexNet", "FaceFeatures", "FaceTasks", "VGG19", "load_lpips"},
