@@ -57,7 +57,6 @@ TAUGHT = (
 # What notebooks use without saying its name: the parts of a network that they do name, and what functions return.
 WITHOUT_A_CELL = {
     "refinement": {"MotionRefiner"},
-    "generator": {"GatedUNet", "ResidualGenerator", "SourceEncoder"},
     "features": {"AlexNet", "FaceFeatures", "FaceTasks", "VGG19", "load_lpips"},
     "metrics": {"lpips", "ms_ssim_scales", "shape_error"},
     "judges": {"FaceReader", "Judges", "ReaderConfig", "Verdict", "active_units"},
