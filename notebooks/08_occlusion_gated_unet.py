@@ -25,7 +25,6 @@
 # the trained ones, and then set the gates by hand.
 
 # %%
-
 from dataclasses import replace
 
 import matplotlib.pyplot as plt

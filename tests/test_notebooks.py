@@ -57,11 +57,7 @@ TAUGHT = (
 # What notebooks use without saying its name: the parts of a network that they do name, and what functions return.
 WITHOUT_A_CELL = {
     "refinement": {"MotionRefiner"},
-    "features": {"AlexNet", "FaceFeatures", "FaceTasks", "VGG19", "load_lpips"},
-    "metrics": {"lpips", "ms_ssim_scales", "shape_error"},
-    "judges": {"FaceReader", "Judges", "ReaderConfig", "Verdict", "active_units"},
-    "transfer": {"avd_path", "fingerprint"},
-    "evaluate": {"CrossClip", "EvaluateConfig", "Scores", "TestClip", "Truth", "find_avd", "keypoint_distance"},
+    "evaluate": {"EvaluateConfig", "Scores", "TestClip", "Truth"},
     "model": {
         "AffinePrior",
         "Config",
@@ -76,7 +72,6 @@ WITHOUT_A_CELL = {
         "StructureCorrelation",
         "TokenSizes",
     },
-    "show": {"save_picture"},
 }
 
 
