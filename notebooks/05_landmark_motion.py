@@ -123,7 +123,13 @@ assert torch.allclose(repainted.mean((2, 3)), mood["shift"], atol=1e-4)
 # S2D uses it for *geometry*: $\sigma$ and $\beta$ of every channel come from a landmark vector through a fully
 # connected layer. In the encoder the vector is $S_{lm}$, in the decoder $D_{lm}$, so the way down knows where things
 # are and the way up where they should be.
-#
+
+# %%
+layer = landmark_motion.AdaIN(channels=3, vector=148)
+sigma, beta = layer.statistics(D_lm.flatten(1)).chunk(2, dim=1)
+assert torch.equal(layer(x[:1], D_lm.flatten(1)), adain(x[:1], sigma, beta))
+
+# %% [markdown]
 # One thing to remember: the normalisation forgets. Brightness and contrast of a channel are gone, whatever they meant.
 
 # %%
