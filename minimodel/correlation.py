@@ -28,7 +28,7 @@ def volume(
     return einsum(scaled, source_features, "b c h w, b c i j -> b h w i j")
 
 
-def lookup_pyramid(
+def _lookup_pyramid(
     pyramid: list[Tensor], flow: Float[Tensor, "b 2 h w"], *, radius: int
 ) -> Float[Tensor, "b features h w"]:
     """Read (2r + 1)^2 values around z + flow(z) in every level: volumes (b, h, w, H / 2^l, W / 2^l), level 0 first.
@@ -48,7 +48,7 @@ def lookup_pyramid(
 def lookup_volume(
     volume: Float[Tensor, "b h w height width"], flow: Float[Tensor, "b 2 hi wi"], *, radius: int, levels: int
 ) -> Float[Tensor, "b features hi wi"]:
-    """`lookup_pyramid` for one volume and a normalised flow of any resolution.
+    """`_lookup_pyramid` for one volume and a normalised flow of any resolution.
 
     Level l averages the source positions 2^l x 2^l. For a flow coarser than the volume's driving side, that side is
     averaged down to it; a finer flow is brought down, and the values found are upsampled.
@@ -60,7 +60,7 @@ def lookup_volume(
     volume = resize_flow(rearrange(volume, "b h w i j -> b (i j) h w"), shared)
     volume = rearrange(volume, "b (i j) h w -> b (h w) i j", i=height)
     pyramid = [F.avg_pool2d(volume, 2**level).unflatten(1, shared) for level in range(levels)]
-    return resize_flow(lookup_pyramid(pyramid, resize_flow(flow, shared), radius=radius), size)
+    return resize_flow(_lookup_pyramid(pyramid, resize_flow(flow, shared), radius=radius), size)
 
 
 @full_precision
@@ -136,7 +136,7 @@ class Correlation:
         shared = _shared_size(flow, self.driving_features[:, 0])
         flow = resize_flow(flow, shared)
         if self.hold_volume:
-            return lookup_pyramid(self._pyramid(shared), flow, radius=self.radius)
+            return _lookup_pyramid(self._pyramid(shared), flow, radius=self.radius)
         features = self.driving_features, self.source_features
         return lookup(*features, flow, radius=self.radius, levels=self.levels)
 

@@ -142,12 +142,12 @@ class FaceTasks(nn.Module):
         return self.parsing(x), soft_argmax(self.heatmaps(x))[0]
 
 
-def published(url: str) -> dict[str, Tensor]:
+def _published(url: str) -> dict[str, Tensor]:
     """Weights from the network, kept for the next time; the file's name holds the start of its checksum."""
     return torch.hub.load_state_dict_from_url(url, check_hash=True, map_location="cpu", weights_only=True)
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
+def _read_weights(path: str | Path) -> dict[str, Tensor]:
     """Weights from a file, of which nothing but tensors is unpickled."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what torch finds odd in a file that isn't its own is followed by an error
@@ -158,7 +158,7 @@ def _filled(network: nn.Module, weights: str, *, whose: str, name: str, url: str
     """The network with the weights of a file, or with those that are published at ``url`` where ``weights`` is their
     ``name``. A file without them is a ValueError in one line; published ones that can't be had are an OSError."""
     try:
-        state = published(url) if weights == name else read_weights(weights)
+        state = _published(url) if weights == name else _read_weights(weights)
         network.load_state_dict({key: state[key] for key in network.state_dict()})
     except Exception as error:  # torch raises many kinds
         if weights == name:
@@ -201,6 +201,6 @@ def load_lpips(name: str = "alex") -> tuple[AlexNet, list[Tensor]]:
     except OSError as error:
         raise ValueError(f"LPIPS needs AlexNet's weights, which can't be had ({error}): {ALEXNET_URL}") from error
     with resources.as_file(resources.files("torchmetrics") / "functional/image/lpips_models/alex.pth") as path:
-        channels = read_weights(path)
+        channels = _read_weights(path)
     weights = [channels[f"lin{number}.model.1.weight"].flatten() for number in range(5)]
     return network.eval().requires_grad_(False), weights

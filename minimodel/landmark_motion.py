@@ -46,7 +46,7 @@ class AdaIN(nn.Module):
         return adain(x, scale, shift)
 
 
-class FixedStatistics(nn.Module):
+class _FixedStatistics(nn.Module):
     """What stands in AdaIN's place without it: the same normalisation, with one set of statistics for all faces."""
 
     def __init__(self, channels: int):
@@ -76,13 +76,13 @@ class AddMotion(nn.Module):
         return x + resize_flow(added, tuple(x.shape[-2:]))
 
 
-class AdaptiveBlock(nn.Module):
+class _AdaptiveBlock(nn.Module):
     """3x3 convolution, AdaIN, ReLU."""
 
     def __init__(self, inputs: int, outputs: int, vector: int, *, adain: bool):
         super().__init__()
         self.convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        self.norm = AdaIN(outputs, vector) if adain else FixedStatistics(outputs)
+        self.norm = AdaIN(outputs, vector) if adain else _FixedStatistics(outputs)
 
     def forward(self, x: Float[Tensor, "b c h w"], landmarks: Float[Tensor, "b n"]) -> Float[Tensor, "b d h w"]:
         return F.relu(self.norm(self.convolution(x), landmarks))
@@ -114,9 +114,9 @@ class MotionBranch(nn.Module):
         vector = 2 * landmarks
         widths = [3] + [min(maximum, base * 2 ** (level + 1)) for level in range(levels)]
         ups = [min(maximum, base * 2**level) for level in reversed(range(levels))]
-        self.down = nn.ModuleList(AdaptiveBlock(widths[i], widths[i + 1], vector, adain=adain) for i in range(levels))
+        self.down = nn.ModuleList(_AdaptiveBlock(widths[i], widths[i + 1], vector, adain=adain) for i in range(levels))
         inputs = [widths[-1]] + [up + skip for up, skip in zip(ups, widths[-2:0:-1])]
-        self.up = nn.ModuleList(AdaptiveBlock(i, o, vector, adain=adain) for i, o in zip(inputs, ups, strict=True))
+        self.up = nn.ModuleList(_AdaptiveBlock(i, o, vector, adain=adain) for i, o in zip(inputs, ups, strict=True))
         moving = [widths[-1], *ups] if add_motion else []
         self.add_motion = nn.ModuleList(AddMotion(channels, vector, side) for channels in moving)
         self.flow_head = nn.Conv2d(ups[-1] + 3, 2, 3, padding=1)

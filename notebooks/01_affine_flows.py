@@ -25,7 +25,7 @@
 # (below: **MRFA**, section 3.1), and measures it against something no paper could: faces whose true flow is known.
 
 # %%
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import matplotlib.pyplot as plt
 import torch
@@ -33,8 +33,9 @@ from ipywidgets import FloatSlider
 
 from minimodel import affine, metrics, show
 from minimodel.data import synthetic
+from minimodel.dense_motion import CoarseMotion, DenseMotion
 from minimodel.model import AnimationModel
-from minimodel.warping import identity_grid, resize_flow, to_pixels, warp
+from minimodel.warping import from_pixels, full_precision, identity_grid, resize_flow, to_pixels, warp
 
 torch.manual_seed(0)
 SIZE = 128
@@ -82,6 +83,35 @@ assert grid[0, 0, 0] == (2 * 0 + 1) / 4 - 1
 coarse = identity_grid(4, 4)
 averaged = torch.nn.functional.avg_pool2d(identity_grid(8, 8), 2)
 assert torch.allclose(averaged, coarse)
+
+# %% [markdown]
+# `from_pixels` and `to_pixels` go between a place and a pixel of a picture of a given size, so a pixel of one size can
+# be found in another. Mind the half: pixel 1 of 4 is not pixel 2 of 8, but lies between 2 and 3.
+
+# %%
+pixel = torch.tensor([[1.0, 1.0]])
+place = from_pixels(pixel, (4, 4))
+assert torch.equal(place[0], coarse[:, 1, 1]) and torch.equal(to_pixels(place, (4, 4)), pixel)
+assert torch.equal(to_pixels(place, (8, 8)), torch.tensor([[2.5, 2.5]]))
+
+# %% [markdown]
+# A third thing is easy to overlook. A place needs more digits than a colour. Training often computes in bfloat16, which
+# has eight bits for a number's digits: enough for features, but neighbouring pixels of a large picture become one and
+# the same place. So what computes with places is marked in the package with `full_precision`, which keeps it out of
+# such *autocasts*:
+
+
+# %%
+@full_precision
+def turned(places, matrix):
+    return places @ matrix.T
+
+
+places, nothing = identity_grid(1, 1024)[:, 0].T, torch.eye(2)
+with torch.autocast("cpu", dtype=torch.bfloat16):
+    rounded, exact = places @ nothing.T, turned(places, nothing)
+print(f"1024 places in a row, {len(rounded.unique(dim=0))} of them different in bfloat16")
+assert torch.equal(exact, places)
 
 # %% [markdown]
 # ## Warping
@@ -379,6 +409,30 @@ assert turned > 0.3 * still
 # itself: points and matrices are all that travels from one face to the other. An hourglass network turns this stack
 # into eleven masks and an *occlusion* map: can the source show this pixel at all? (Notebook 8 uses that.)
 #
+# First a small one with fresh weights, on our points and matrices. It answers with a `CoarseMotion`, which keeps the
+# flow together with all that it was mixed of:
+
+# %%
+small_S = torch.nn.functional.avg_pool2d(S, 2)
+flows = affine.with_background(affine.part_flows(p_S, p_D, A_S, A_D, (64, 64)))
+untrained = DenseMotion(len(TEN), base=8, levels=3, maximum=32, head_kernel=3, norm="group")
+with torch.no_grad():
+    said = untrained(small_S, p_S, p_D, flows)
+for name in [field.name for field in fields(CoarseMotion)][:4]:
+    print(f"{name:10}", list(getattr(said, name).shape))
+
+# %% [markdown]
+# Whatever the weights, masks sum to one, and the flow is Equation 3. But nothing has told this network who owns what:
+# all parts have about the same say everywhere. Training is what makes the masks decide.
+
+# %%
+assert torch.allclose(said.masks.sum(1), torch.ones(1, 64, 64))
+assert torch.allclose(said.flow, affine.combine(flows, said.masks))
+decided = {name: masks.amax(1).mean().item() for name, masks in (("by hand", M), ("untrained", said.masks))}
+print("strongest mask of a pixel, on average:", {name: round(value, 1) for name, value in decided.items()})
+assert decided["untrained"] < 0.3 < 0.6 < decided["by hand"]
+
+# %% [markdown]
 # Here is the shipped `tiny` model, which works at 64 pixels, on the same pair:
 
 # %%

@@ -123,7 +123,13 @@ assert torch.allclose(repainted.mean((2, 3)), mood["shift"], atol=1e-4)
 # S2D uses it for *geometry*: $\sigma$ and $\beta$ of every channel come from a landmark vector through a fully
 # connected layer. In the encoder the vector is $S_{lm}$, in the decoder $D_{lm}$, so the way down knows where things
 # are and the way up where they should be.
-#
+
+# %%
+layer = landmark_motion.AdaIN(channels=3, vector=148)
+sigma, beta = layer.statistics(D_lm.flatten(1)).chunk(2, dim=1)
+assert torch.equal(layer(x[:1], D_lm.flatten(1)), adain(x[:1], sigma, beta))
+
+# %% [markdown]
 # One thing to remember: the normalisation forgets. Brightness and contrast of a channel are gone, whatever they meant.
 
 # %%
@@ -165,10 +171,24 @@ assert torch.allclose(constant, plain, atol=1e-4) and not torch.allclose(mapped,
 # %% [markdown]
 # ## One global branch, three local ones
 #
-# A branch is an hourglass with both layers in it, `landmark_motion.MotionBranch`. One of them sees the whole picture.
-# But a pupil covers ten pixels of four thousand, and a network that minimises an average can afford to ignore it. So
-# three small branches look at a box each: an eye with its brow, the other one, the mouth. A box has a quarter of the
-# picture's side and follows the mean of its landmarks, in the source as in the driving frame.
+# A branch is an hourglass with both layers in it, `landmark_motion.MotionBranch`: on its way down AdaIN tells it $S_{lm}$,
+# on its way up $D_{lm}$, and after every step up Add_Motion joins in. Its two outputs are a flow and one logit a pixel,
+# which becomes a mask. With fresh weights the face stands still, because the flow's last layer begins with zeros. What
+# the branch makes inside does depend on where the landmarks should go, as the logits show:
+
+# %%
+branch = landmark_motion.MotionBranch(landmarks=74, base=8, levels=3, maximum=32, side=SIZE // 2**3)
+with torch.no_grad():
+    f, logit = branch(S, S_lm, D_lm)
+    _, at_rest = branch(S, S_lm, S_lm)
+assert list(f.shape) == [1, 2, SIZE, SIZE] and not f.any()
+assert list(logit.shape) == [1, 1, SIZE, SIZE] and not torch.allclose(logit, at_rest, atol=0.01)
+
+# %% [markdown]
+# One branch sees the whole picture. But a pupil covers ten pixels of four thousand, and a network that minimises an
+# average can afford to ignore it. So three small branches look at a box each: an eye with its brow, the other one, the
+# mouth. A box has a quarter of the picture's side and follows the mean of its landmarks, in the source as in the
+# driving frame.
 
 # %%
 c_S, c_D = landmark_motion.centres(S_lm), landmark_motion.centres(D_lm)
@@ -222,6 +242,22 @@ def crop_naive(picture, centre):
 crops = [landmark_motion.crop(S, c_S[:, number]) for number in range(3)]
 assert all(torch.allclose(crop[0], crop_naive(S[0], c_S[0, n]), atol=1e-4) for n, crop in enumerate(crops))
 show.pictures({"": torch.cat(crops)}, columns=list(REGIONS))
+
+# %% [markdown]
+# The box's branch is told its landmarks in the box's coordinates as well, $q = (p - c) / s$, which is `in_box`. So it
+# never learns where in the picture its eye is, and needn't: the points are the same when the whole face has moved.
+
+# %%
+figure, axes = plt.subplots(1, 3, figsize=(5, 1.7))
+for n, (axis, region) in enumerate(zip(axes, REGIONS.values())):
+    told = landmark_motion.in_box(S_lm[:, list(region)], c_S[:, n])
+    axis.imshow(crops[n][0].permute(1, 2, 0))
+    show.dots(axis, told[0], crops[n].shape[-2:], s=9, linewidths=0, color=COLOURS[n])
+    axis.set_axis_off()
+    elsewhere = S_lm + torch.tensor([0.2, -0.1])
+    centre = landmark_motion.centres(elsewhere)[:, n]
+    assert torch.allclose(landmark_motion.in_box(elsewhere[:, list(region)], centre), told, atol=1e-5)
+plt.show()
 
 # %% [markdown]
 # ## Equation 3: put together

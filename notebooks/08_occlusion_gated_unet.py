@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -23,7 +25,6 @@
 # the trained ones, and then set the gates by hand.
 
 # %%
-
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -33,7 +34,7 @@ from ipywidgets import FloatSlider
 
 from minimodel import evaluate, metrics, show
 from minimodel.data import synthetic
-from minimodel.generator import InpaintingNetwork
+from minimodel.generator import GatedUNet, InpaintingNetwork, ResidualGenerator, SourceEncoder
 from minimodel.model import AnimationModel
 from minimodel.warping import resize_flow, warp
 
@@ -158,8 +159,15 @@ assert by_gates < 0.95 * by_warp
 #
 # `GatedUNet` has two public calls: `encode(image)` gives the features, once per source, and `forward` makes the picture
 # from features, flows and occlusions. Occlusions travel as **logits** (any number; the sigmoid makes
-# them 0 to 1), so that the refinement of notebook 7 can add to them.
-#
+# them 0 to 1), so that the refinement of notebook 7 can add to them. What goes into it, scale by scale:
+
+# %%
+assert type(model.generator) is GatedUNet
+print("channels and side of features, flow, occlusion:")
+for f_i, F_i, O_i in zip(state.features, output.flows[1:], output.occlusions[1:]):
+    print(", ".join(f"{x.shape[1]:3} x {x.shape[-1]:2}" for x in (f_i, F_i, O_i)))
+
+# %% [markdown]
 # Here is Eq. 9-10 again, slowly, with the trained blocks, and with the sigmoid that makes colours of the last layer's
 # numbers:
 
@@ -543,7 +551,40 @@ rows = {
 show.pictures(rows, columns=["its own gates", "all shut", "all open", "open, coarse nonsense"], side=1.8)
 
 # %% [markdown]
-# (Seventy steps against an hour: compare the columns of a row, not the rows.) All three are in
+# (Seventy steps against an hour: compare the columns of a row, not the rows.)
+#
+# S2D's generator has one gate, and it stands at the very end. The painter sees $E$ itself and the flow $F$ that made it,
+# five channels. So with the gate shut, so that everything is painted, the picture *does* depend on the source: the gate
+# keeps a wrong $E$ out of the result, but not out of the painter's sight. Fresh weights will do to see it:
+
+# %%
+painter = ResidualGenerator(base=16, levels=3, maximum=64, blocks=3, outer_kernel=3, norm="group", scales=4)
+with torch.no_grad():
+    (R, M), (R_stranger, _) = (painter(warp(image, flows_i[-1]), flows_i[-1]) for image in (S, stranger))
+T = gate(output.warped_source, R, 1 - torch.sigmoid(M))
+assert list(R.shape) == [1, 3, SIZE, SIZE] and list(M.shape) == [1, 1, SIZE, SIZE]
+assert (T - R).abs().max() <= (output.warped_source - R).abs().max()  # T lies between the two
+assert not torch.allclose(R, R_stranger, atol=1e-2)
+
+# %% [markdown]
+# The first two share their `SourceEncoder`, which runs once a photo: hand its weights to a `GatedUNet`, and what is
+# missing are the layers that paint.
+
+# %%
+sizes = dict(base=16, levels=3, maximum=64, outer_kernel=3, norm="group")
+encoder, unet = SourceEncoder(**sizes), GatedUNet(**sizes)
+left_out = unet.load_state_dict(encoder.state_dict(), strict=False).missing_keys
+assert {name.split(".")[0] for name in left_out} == {"residual", "up", "last"}
+with torch.no_grad():
+    assert all(torch.equal(a, b) for a, b in zip(unet.encode(S), encoder.encode(S)))
+networks = {"encoder alone": encoder, "gated U-Net": unet, "inpainting": inpainter, "residual": painter}
+print(
+    {name: sum(x.numel() for x in part.parameters()) // 1000 for name, part in networks.items()}, "thousand parameters"
+)
+
+# %% [markdown]
+# To lay features beside each other is dear: twice the channels at every scale, and a convolution between them has four times
+# the weights. All three generators are in
 # [`minimodel/generator.py`](../minimodel/generator.py); they train with `--generator unet`, `inpainting` or `residual`.
 #
 # ## Exercises

@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -21,7 +23,9 @@
 # Some losses you know already: equivariance (notebook 3), registration and SMS (4), parsing maps (5). Here are the rest.
 
 # %%
-from dataclasses import replace
+import tempfile
+from dataclasses import fields, replace
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
@@ -31,8 +35,8 @@ from skimage.filters import gaussian
 
 from minimodel import evaluate, losses, metrics, show, tps
 from minimodel.data import synthetic
-from minimodel.features import load_features
-from minimodel.judges import load_judges
+from minimodel.features import VGG19, AlexNet, FaceFeatures, FaceTasks, load_features, load_lpips
+from minimodel.judges import UNITS, FaceReader, Judges, ReaderConfig, Verdict, active_units, load_judges
 from minimodel.landmarks import LandmarkDetector
 from minimodel.model import AnimationModel
 from minimodel.warping import warp
@@ -157,6 +161,13 @@ assert rows["1 − SSIM"]["grainy"] > 20 * rows["1 − SSIM"]["darker"]
 assert rows["L1 × 100"]["mouth open"] < rows["L1 × 100"]["darker"] / 3
 
 # %% [markdown]
+# One more thing about MS-SSIM. It looks at five sizes of the picture, each half of the one before, and small pictures run
+# out of pixels. So its number means something only with the number of scales, which the package writes beside it:
+
+# %%
+print("side of a picture: scales that fit", {side: metrics.ms_ssim_scales(side, side) for side in (32, 64, 128, 256)})
+
+# %% [markdown]
 # So no table in this project has one column only. In a running notebook, the same with the mouse: choose what goes wrong,
 # and how much of it.
 
@@ -206,9 +217,10 @@ def perceptual_naive(made, wanted):
 with torch.no_grad():
     made = pictures["turned"]
     assert torch.allclose(losses.perceptual_loss(features, made, D), perceptual_naive(made, D), atol=1e-4)
+    assert torch.equal(features(D)[0], FaceFeatures.picture * D)  # ten times the picture itself
 
 # %% [markdown]
-# Its first layer is the picture itself, which makes that part an L1 loss. What do the others add? Take the six pictures
+# Their first layer is the picture, as the last line says, which makes that part an L1 loss. What do the others add? Take the six pictures
 # again. For each, how much perceptual loss does one unit of L1 cost? (In units of the darker picture.)
 
 # %%
@@ -521,10 +533,141 @@ aed = rows["AED, to the right person"]
 assert aed["the photo"] < aed["the model"] < aed["the film"]
 
 # %% [markdown]
+# ### What a judge says
+#
+# A judge is a detector, a reader and features, and what it says of a picture is a `Verdict`:
+
+# %%
+print({part.name: list(getattr(told, part.name).shape[1:]) for part in fields(Verdict)})
+
+# %% [markdown]
+# `found` says how sure the detector is (its heatmap is sharp), and MKR counts those. Action units are yes or no: the
+# reader guesses how far the jaw has dropped, and `active_units` compares with a threshold. So AUH sees that a mouth opens
+# somewhere between 0.3 and 0.5, and is blind to all that happens on either side:
+
+# %%
+reader = FaceReader.load()
+
+
+@torch.no_grad()
+def seen_in(picture):
+    _, rotation, expression = reader(picture, detector(picture)[0])
+    return active_units(expression), rotation[0]
+
+
+for change in ({}, {"jaw": 0.3}, {"jaw": 0.5}, {"jaw": 1.0}, {"smile": 1.0}):
+    units, _ = seen_in(face(**change))
+    print(change or "at rest", [name for name, active in zip(UNITS, units[0]) if active])
+yaw = seen_in(face(yaw=0.3))[1][0].item()
+assert metrics.auh(seen_in(face(jaw=0.5))[0], seen_in(face(jaw=1.0))[0]) == 0
+assert abs(yaw - 0.3 * 180 / torch.pi) < 5  # in degrees
+
+# %% [markdown]
+# **Break it.** The same formulas, read by another network: one that was never trained. It gives AEDs as well, as positive
+# as any, and one could put them in a table. Nothing in the formula says that the network knows people. To ours the photo is
+# less than a third as far from the right person as the film of somebody else, to this one more than two fifths:
+
+# %%
+ignorant = Judges(detector, FaceReader(ReaderConfig(embedding=64)).eval(), features)
+embeddings = {n: ignorant(handed_in[n][::6]).embedding for n in ("the photo", "the film")}
+person_known = ignorant(answers[::6]).embedding
+by_ignorant = {n: metrics.aed(embedding, person_known).mean().item() for n, embedding in embeddings.items()}
+share = {"ours": aed["the photo"] / aed["the film"], "untrained": by_ignorant["the photo"] / by_ignorant["the film"]}
+assert share["ours"] < 1 / 3 < 2 / 5 < share["untrained"]
+
+# %% [markdown]
 # And the same-identity protocol, in which a film's first frame is driven by the rest of the same film? There *copying the
 # driving frame* would be perfect in all measures at once. Nothing but the architecture forbids it: what passes from the
 # driving frame to the picture is ten points and their matrices, too narrow for a face. Keep that door small, and the
 # protocol is sound.
+#
+# ## Whose features?
+#
+# Perceptual losses and distances are no better than the network whose features they compare. The papers take **VGG-19**,
+# which learnt to name a thousand things on photographs; ours learnt to find landmarks and the parts of faces (`FaceTasks`).
+# What is that worth? We put fresh heads on the frozen features, and give them thirty steps on forty small faces. Beside
+# them, features that have never learnt anything:
+
+# %%
+whose = synthetic.Faces.sample(96, seed=1)[:48]
+small, parts, marks = F.avg_pool2d(faces[:48], 2), synthetic.parsing(whose, 16), synthetic.landmarks(whose)
+
+
+def heads_on(frozen, steps=30):
+    tasks = FaceTasks(frozen.requires_grad_(False), len(synthetic.PARTS))
+    optimizer = torch.optim.Adam([x for x in tasks.parameters() if x.requires_grad], lr=0.01)
+    for _ in range(steps):
+        some = torch.randint(40, (8,))
+        logits, places = tasks(small[some])
+        loss = F.cross_entropy(logits, parts[some]) + (places - marks[some]).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return tasks
+
+
+# %%
+known = {}
+for name, frozen in (("ours", features), ("untrained", FaceFeatures())):
+    tasks = heads_on(frozen)
+    with torch.no_grad():
+        logits, places = tasks(small[40:])  # faces that the heads haven't seen
+    known[name] = (logits.argmax(1) == parts[40:]).float().mean().item()
+assert known["ours"] > 0.7 > known["untrained"]  # of all pixels, the share that gets the right part
+
+# %% [markdown]
+# `load_features("vgg19")` downloads VGG-19's weights, once. Here are both networks' layers, and AlexNet's, which the next
+# metric looks at (with fresh weights: it's the sizes that we compare):
+
+# %%
+for name, network in {"ours": features, "VGG-19": VGG19(), "AlexNet": AlexNet()}.items():
+    with torch.no_grad():
+        sides = [layer.shape[-1] for layer in network(D)]
+    millions = sum(x.numel() for x in network.parameters()) / 1e6
+    print(f"{name:8} {millions:4.1f} million weights, layers of {sides} pixels")
+
+# %% [markdown]
+# **LPIPS** (Zhang et al., CVPR 2018), which MRFA and others report, doesn't weigh all features alike. Each place's feature
+# vector is scaled to length 1, and every channel $c$ of layer $l$ has a weight $w_{lc}$, learnt from what people called
+# more alike:
+#
+# $$\text{LPIPS} = \sum_l \frac{1}{h_l w_l} \sum_z \sum_c w_{lc} \left( \frac{\phi_{lc}(z)}{|\phi_l(z)|}
+# - \frac{\phi'_{lc}(z)}{|\phi'_l(z)|} \right)^{\!2} .$$
+
+
+# %%
+def lpips_naive(layers, weights, made, wanted):
+    total = 0.0
+    for a, b, w in zip(layers(made), layers(wanted), weights):
+        height, width = a.shape[-2:]
+        for i in range(height):
+            for j in range(width):
+                one, other = (x[0, :, i, j] / x[0, :, i, j].norm() for x in (a, b))
+                total += (w * (one - other) ** 2).sum() / (height * width)
+    return total
+
+
+# %% [markdown]
+# `load_lpips()` downloads AlexNet; a file does as well. The weights $w$ come with a package that we need anyway, so these
+# are the published ones, while our AlexNet is a fresh one, and its number no LPIPS that could be reported:
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    torch.save(AlexNet().state_dict(), Path(folder) / "alexnet.pth")
+    alexnet, w = load_lpips(str(Path(folder) / "alexnet.pth"))
+with torch.no_grad():
+    ours = metrics.lpips(alexnet, w, pictures["turned"], D)[0]
+    assert torch.allclose(ours, lpips_naive(alexnet, w, pictures["turned"], D), atol=1e-4)
+assert all(channel.min() >= 0 for channel in w)  # or a difference could be a gain
+
+# %%
+for number, channels in enumerate(w, 1):
+    shares = channels.sort(descending=True).values.cumsum(0) / channels.sum()
+    print(f"layer {number}: 9/10 of the weight on {int((shares < 0.9).sum()) + 1} of {len(channels)} channels")
+
+# %% [markdown]
+# Of the first layer one channel in seven, of the last one half: a distance that was learnt is choosy. What it chose are
+# features of *photographs in general*. Whether lips close counts as much with it as with you is one more thing to measure.
 #
 # ## What only ground truth can measure
 #
@@ -538,6 +681,22 @@ share = (always == visible).float().mean().item()
 assert share > 0.8 and metrics.balanced_accuracy(always, visible).nanmean().item() == 0.5
 at_mouth = torch.cat([clip.truth.regions["mouth"] for clip in clips]) & visible
 print(f"tiny: {metrics.flow_error(flow, true_flow, at_mouth).nanmean().item():.1f} px off at mouths")
+
+# %% [markdown]
+# * **Shape** (`metrics.shape_error`, used in notebook 10): how far landmarks are from where they should be after the best
+#   shift, turn and zoom. What is left says: another face, or another expression. Its blind spot is what it takes out, and
+#   a head that looks to the side isn't among that, as turning it bends the picture of it:
+
+# %%
+here = synthetic.landmarks(synthetic.Faces(person, rest))
+turn = torch.tensor([[0.9, -0.3], [0.3, 0.9]])  # and a little smaller
+all_of_them = torch.ones(1, 74, dtype=torch.bool)
+posed = {name: replace(rest, **{name: torch.tensor([1.0 if name == "jaw" else 0.5])}) for name in ("jaw", "yaw")}
+there = {"moved, turned, smaller": here @ turn.T + 0.1}
+there |= {name: synthetic.landmarks(synthetic.Faces(person, state)) for name, state in posed.items()}
+left = {name: metrics.shape_error(points, here, all_of_them).item() * SIZE / 2 for name, points in there.items()}
+print("shape error in pixels:", {name: round(value, 1) for name, value in left.items()})
+assert left["moved, turned, smaller"] < 0.01 < 1 < min(left["jaw"], left["yaw"])
 
 # %% [markdown]
 # ## Exercises
@@ -555,7 +714,7 @@ print(f"tiny: {metrics.flow_error(flow, true_flow, at_mouth).nanmean().item():.1
 #    average of many guesses wins every table of PSNR, and looks soft.
 # 2. Anything on which the detector says the same: the wanted picture's landmarks drawn as a face of another person, a
 #    drawing of lines, or noise found by following the detector's gradient. AKD sees only what its detector sees.
-# 3. Two scales of five fit 64 pixels (`metrics.ms_ssim_scales(64, 64)` counts them): the coarser ones, on which
+# 3. Three scales of five fit 64 pixels (`metrics.ms_ssim_scales(64, 64)` counts them): the coarser ones, on which
 #    large structures count, are left out. Fewer scales are another metric.
 #
 # </details>

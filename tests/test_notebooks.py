@@ -56,28 +56,8 @@ TAUGHT = (
 )
 # What notebooks use without saying its name: the parts of a network that they do name, and what functions return.
 WITHOUT_A_CELL = {
-    "warping": {"from_pixels", "full_precision"},
-    "tps": {"solve_symmetric"},
-    "keypoints": {"BackgroundPredictor", "SplineDetector"},
-    "landmarks": {
-        "DetectorConfig",
-        "HeatmapNetwork",
-        "confidence",
-        "move_points",
-        "random_places",
-        "sharpness",
-        "soften",
-    },
-    "landmark_motion": {"AdaptiveBlock", "FixedStatistics", "MotionBranch", "in_box"},
-    "dense_motion": {"CoarseMotion", "DenseMotion"},
-    "correlation": {"lookup_pyramid"},
     "refinement": {"MotionRefiner"},
-    "generator": {"GatedUNet", "ResidualGenerator", "SourceEncoder"},
-    "features": {"AlexNet", "FaceFeatures", "FaceTasks", "VGG19", "load_lpips", "published", "read_weights"},
-    "metrics": {"lpips", "ms_ssim_scales", "shape_error"},
-    "judges": {"FaceReader", "Judges", "ReaderConfig", "Verdict", "active_units"},
-    "transfer": {"avd_path", "fingerprint"},
-    "evaluate": {"CrossClip", "EvaluateConfig", "Scores", "TestClip", "Truth", "find_avd", "keypoint_distance"},
+    "evaluate": {"EvaluateConfig", "Scores", "TestClip", "Truth"},
     "model": {
         "AffinePrior",
         "Config",
@@ -92,7 +72,6 @@ WITHOUT_A_CELL = {
         "StructureCorrelation",
         "TokenSizes",
     },
-    "show": {"save_picture"},
 }
 
 
