@@ -90,6 +90,17 @@ def warp_loss(
     return sum(F.l1_loss(warp(source.detach(), flow), driving.detach()) for source, driving, flow in layers)
 
 
+def smoothness(flow: Float[Tensor, "b 2 h w"]) -> Float[Tensor, ""]:
+    """Mean difference of neighbouring arrows of a normalised flow, in pixels, along x and along y.
+
+    Of the residual that refinement adds: pictures alone can't tell a true arrow from any other that leads to the same
+    colour, and what can't be told should not be bent.
+    """
+    height, width = flow.shape[-2:]
+    pixels = flow * flow.new_tensor((width / 2, height / 2)).view(2, 1, 1)
+    return pixels.diff(dim=-1).abs().mean() + pixels.diff(dim=-2).abs().mean()
+
+
 class Discriminator(nn.Module):
     """Image -> a map of scores, each for the patch that it sees: 1 for real, 0 for made (S2D Eq. 5 and 6)."""
 

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -10,6 +11,7 @@ from minimodel.losses import (
     equivariance_points,
     parsing_loss,
     perceptual_loss,
+    smoothness,
     transformed_frame,
     warp_loss,
 )
@@ -166,3 +168,12 @@ def test_the_discriminator_scores_patches_and_its_gradient_tells_real_from_made(
     slope = torch.autograd.grad(adversarial_loss(network(made)), made)[0]
     better = made - 0.1 * slope / slope.norm() * made.numel() ** 0.5
     assert adversarial_loss(network(better)) < adversarial_loss(network(made))
+
+
+def test_smoothness_counts_pixels_between_neighbours():
+    flow = torch.zeros(1, 2, 4, 8)
+    flow[:, 0, :, 4:] = 2 * 3 / 8  # one step of three pixels along x, between two of eight columns
+    assert smoothness(flow).item() == pytest.approx(3 * 4 / (2 * 4 * 7))
+    flow[:, 1, 2:] = 2 * 5 / 4  # and one of five pixels along y, between two of four rows
+    assert smoothness(flow).item() == pytest.approx(3 * 4 / (2 * 4 * 7) + 5 * 8 / (2 * 3 * 8))
+    assert smoothness(flow + 7).item() == pytest.approx(smoothness(flow).item(), rel=1e-5)
