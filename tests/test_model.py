@@ -475,6 +475,7 @@ def test_landmarks_in_the_wrong_place_are_named(build, message):
         ("tiny", "tokens", True),
         ("tiny-affine", "affine", True),  # these two are older than some fields of the configuration
         ("tiny-video", "affine", True),
+        ("tiny-tps", "tps", True),
         ("tiny-s2d", "landmarks", False),
     ],
 )
