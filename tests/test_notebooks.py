@@ -54,25 +54,8 @@ TAUGHT = (
     *("warping", "affine", "tps", "keypoints", "tokens", "landmarks", "landmark_motion", "dense_motion", "correlation"),
     *("refinement", "generator", "losses", "features", "metrics", "judges", "transfer", "evaluate", "model", "show"),
 )
-# What notebooks use without saying its name: the parts of a network that they do name, and what functions return.
-WITHOUT_A_CELL = {
-    "refinement": {"MotionRefiner"},
-    "evaluate": {"EvaluateConfig", "Scores", "TestClip", "Truth"},
-    "model": {
-        "AffinePrior",
-        "Config",
-        "HourglassSizes",
-        "LandmarkPrior",
-        "NoPrior",
-        "Output",
-        "ResNetSizes",
-        "SourceState",
-        "SplinePrior",
-        "Stages",
-        "StructureCorrelation",
-        "TokenSizes",
-    },
-}
+# What notebooks use without saying its name.
+WITHOUT_A_CELL = {"evaluate": {"EvaluateConfig", "Scores"}}  # an option list, and what `evaluate` returns
 
 
 def public_names(module):
