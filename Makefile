@@ -6,8 +6,8 @@ BIN = .venv/bin
 
 # A photo moves like a film of the same person, so that the right answer is known, and the result can be measured.
 demo: .venv/ready
-	$(BIN)/minimodel evaluate --weights tiny --data data_samples/ada.mp4
-	$(BIN)/minimodel animate --weights tiny --source data_samples/ada.png --driving data_samples/ada.mp4 \
+	$(BIN)/minimodel evaluate --weights tiny-s2d --data data_samples/ada.mp4
+	$(BIN)/minimodel animate --weights tiny-s2d --source data_samples/ada.png --driving data_samples/ada.mp4 \
 		--side-by-side --output runs/demo.mp4
 
 # The notebooks are executed, and must give what they show. One of them trains, here for some seconds only.
