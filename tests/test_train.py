@@ -151,8 +151,8 @@ def train_and_be_killed(folder, clips, system):
 
 def in_double_precision():
     """From now on models are built and trained in float64. Adam's first step turns rounding errors of float32 into
-    whole steps, which grow to some percent of the loss within twenty steps, on some processors within three. For the same reason every
-    process takes its share of pictures that were made for the whole batch."""
+    whole steps, which grow to some percent of the loss within twenty steps, on some processors within three. For the
+    same reason every process takes its share of pictures that were made for the whole batch."""
     item, load, single = PairStream.__getitem__, module.load_evaluation, torch.Tensor.float
 
     def as_usual(function, *arguments):
