@@ -377,8 +377,8 @@ show.pictures({"driving": video[::3], **{f"person {n}": m[::3] for n, m in zip((
 # | splines | no | 0 | 0.0278 | 25.15 | 0.853 | 0.153 | 1.04 | 1.45 | 0.85 |
 # | | yes | 0 | 0.0275 | 25.08 | 0.853 | 0.151 | 1.04 | 1.41 | 0.91 |
 #
-# The order of the priors is the paper's. That refinement helps is not: of three seeds with affine parts two gain a little and
-# one loses, which is noise; notebook 7 says why so little is left to gain.
+# Splines are ahead of affine parts, as in the paper (one seed; the gap is nine times what seeds of affine parts differ by).
+# Refinement isn't ahead here: of three seeds with affine parts two gain a little and one loses, which is noise; notebook 7 says why so little is left to gain.
 #
 # **How far is the flow off if the loop stops after each scale?** Pixels; the last one is what the model uses. Longer runs, one
 # each.
@@ -469,9 +469,9 @@ show.pictures({"driving": video[::3], **{f"person {n}": m[::3] for n, m in zip((
 #
 # <details><summary>Solutions</summary>
 #
-# 1. Coarse-only runs do more pairs a second, so compare at equal `steps=`, not minutes. After 6000 pairs the refined
-#    model is a little ahead, by about as much as two seeds may differ, so one run each proves nothing
-#    (`minimodel ablate mrfa-3` trains several). What is still missing in a face of thirty pixels, the lids, the points
+# 1. Coarse-only runs do more pairs a second, so compare at equal `steps=`, not minutes. After 6000 pairs the flow
+#    of the refined model is a little truer and its picture no better, both within what seeds differ by, so one run each
+#    proves nothing (`minimodel ablate mrfa-3` trains several). What is still missing in a face of thirty pixels, the lids, the points
 #    must know about first (notebook 7).
 # 2. Points may then mean one thing in one frame and another in the next, so a point's displacement says little about
 #    motion. See notebook 3, where this is shown.
