@@ -25,7 +25,7 @@ class ConvBlock(nn.Sequential):
         super().__init__(
             nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
             normalisation(norm, outputs),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         )
 
 
@@ -50,10 +50,10 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             normalisation(norm, channels),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(channels, channels, 3, padding=1),
             normalisation(norm, channels),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
 
@@ -103,7 +103,7 @@ class StridedBlock(nn.Module):
         self.body = nn.Sequential(
             nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
             normalisation(norm, outputs),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
             normalisation(norm, outputs),
         )
@@ -127,7 +127,9 @@ class ResNet(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, base: int, levels: int, blocks: int, pool: bool, norm: str):
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(inputs, base, 7, stride=2, padding=3, bias=False), normalisation(norm, base), nn.ReLU()
+            nn.Conv2d(inputs, base, 7, stride=2, padding=3, bias=False),
+            normalisation(norm, base),
+            nn.ReLU(inplace=True),
         )
         if pool:
             self.stem.append(nn.MaxPool2d(3, stride=2, padding=1))

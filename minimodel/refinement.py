@@ -39,9 +39,9 @@ class FlowUpdater(nn.Module):
         self.correlation = nn.Conv2d(*widths.correlation, 3, padding=1)
         self.flow = nn.Sequential(
             nn.Conv2d(2, widths.flow[0], 7, padding=3),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(*widths.flow, 3, padding=1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         )
         # Two channels of the motion feature are the flow itself.
         self.motion = nn.Conv2d(widths.correlation[1] + widths.flow[1], widths.motion - 2, 3, padding=1)
@@ -58,14 +58,16 @@ class FlowUpdater(nn.Module):
     ) -> tuple[Float[Tensor, "b 2 h w"], Float[Tensor, "b 1 h w"]]:
         size = tuple(flow.shape[-2:])
         half_size = torch.tensor((size[1], size[0]), device=flow.device, dtype=flow.dtype).view(2, 1, 1) / 2
-        pixels = flow * half_size
+        # Channels last, as convolutions leave their outputs: `torch.cat` keeps a layout only if all inputs share it, or
+        # each convolution after it would bring the whole image into that layout again.
+        pixels = (flow * half_size).contiguous(memory_format=torch.channels_last)
         # A 1x1 convolution and upsampling can change places; in this order the convolution sees fewer pixels.
         correlation = F.relu(resize_flow(self.correlation_in(correlation), size))
-        correlation = F.relu(self.correlation(correlation))
-        motion = F.relu(self.motion(torch.cat([correlation, self.flow(pixels)], dim=1)))
+        correlation = F.relu(self.correlation(correlation), inplace=True)
+        motion = F.relu(self.motion(torch.cat([correlation, self.flow(pixels)], dim=1)), inplace=True)
         inputs = [motion, pixels]
         if self.context is not None:
-            inputs.append(F.relu(self.context(F.relu(warped_context))))
+            inputs.append(F.relu(self.context(F.relu(warped_context)), inplace=True))
         inputs = torch.cat(inputs, dim=1)
         return self.flow_head(inputs).float() / half_size, self.occlusion_head(inputs).float()
 
@@ -75,7 +77,7 @@ def _head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     # Refinement begins as no refinement: the first steps of training see exactly the coarse flow.
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Conv2d(inputs, hidden, 3, padding=1), nn.ReLU(), last)
+    return nn.Sequential(nn.Conv2d(inputs, hidden, 3, padding=1), nn.ReLU(inplace=True), last)
 
 
 class MotionRefiner(nn.Module):
