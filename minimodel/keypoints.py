@@ -119,17 +119,3 @@ class SplineDetector(nn.Module):
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k n 2"]:
         positions = 2 * torch.sigmoid(self.network(image)) - 1
         return rearrange(positions, "b (k n c) -> b k n c", n=self.points, c=2)
-
-
-class BackgroundPredictor(nn.Module):
-    """Source and driving frame -> A_bg, the affine map that takes the driving frame's background to the source's (TPSM
-    Eq. 4). It begins with the identity. ``sizes`` are those of `ResNet`."""
-
-    def __init__(self, **sizes):
-        super().__init__()
-        self.network = ResNet(6, 6, **sizes)
-        nn.init.zeros_(self.network.head.weight)
-        self.network.head.bias.data = torch.eye(2, 3).flatten()
-
-    def forward(self, source: Float[Tensor, "b 3 h w"], driving: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2 3"]:
-        return self.network(torch.cat([source, driving], dim=1)).unflatten(1, (2, 3))

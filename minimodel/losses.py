@@ -1,4 +1,5 @@
-"""The losses of the papers (MRFA section 3.4; TPSM section 3.3; S2D section 3.4).
+"""The losses of the papers (MRFA section 3.4; TPSM section 3.3; S2D section 3.4), and two of our own: `smoothness` and
+`background_mask_loss`.
 
 Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
 """
@@ -13,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from minimodel.tps import Spline
-from minimodel.warping import full_precision, warp
+from minimodel.warping import full_precision, resize_flow, warp
 
 
 def perceptual_loss(
@@ -73,10 +74,27 @@ def transformed_frame(frame: Float[Tensor, "b 3 h w"], transform: Spline) -> Flo
 @full_precision
 def background_loss(forward: Float[Tensor, "b 2 3"], backward: Float[Tensor, "b 2 3"]) -> Float[Tensor, ""]:
     """The background's motion from driving frame to source, and then from source to driving frame, should lead nowhere:
-    A' A = I (TPSM Eq. 12)."""
+    A' A = I (TPSM Eq. 12).
+
+    Training doesn't ask for it: shifts that `BackgroundPredictor` finds there and back are opposite by construction.
+    """
     last = forward.new_tensor((0.0, 0.0, 1.0)).expand(len(forward), 1, 3)
     there, back = (torch.cat([matrix, last], dim=1) for matrix in (forward, backward))
     return (back @ there - torch.eye(3, dtype=there.dtype, device=there.device)).abs().mean()
+
+
+def background_mask_loss(
+    logits: Float[Tensor, "b 1 height width"], masks: Float[Tensor, "b parts h w"]
+) -> Float[Tensor, ""]:
+    """What the background's predictor takes for background should be what the masks leave to it; the first mask is the
+    background's. Only the predictor is asked to change.
+
+    The papers don't have this loss. Masks know after some minutes what moves as parts do, long before a predictor could
+    have learnt it from reconstruction alone. While parts are dropped (`dropout_scales`) what they covered counts as
+    background; that ends at a third of the run.
+    """
+    own = resize_flow(masks[:, :1].detach().float(), tuple(logits.shape[-2:]))
+    return F.binary_cross_entropy_with_logits(logits, own)
 
 
 def warp_loss(

@@ -16,10 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from minimodel import affine, tps
+from minimodel.background import BackgroundPredictor
 from minimodel.correlation import Correlation, StructureEncoder, softmax_flow
 from minimodel.dense_motion import CoarseMotion, DenseMotion
 from minimodel.generator import GatedUNet, InpaintingNetwork, ResidualGenerator
-from minimodel.keypoints import BackgroundPredictor, KeypointDetector, SplineDetector
+from minimodel.keypoints import KeypointDetector, SplineDetector
 from minimodel.landmark_motion import LandmarkMotion
 from minimodel.landmarks import LANDMARKS, LandmarkDetector
 from minimodel.refinement import MotionRefiner, UpdaterWidths
@@ -81,7 +82,8 @@ class Config:
     spline_points: int = 5
     spline_heatmaps: bool = False  # splines' points are read from heatmaps of ``detector``, as the affine prior's are
     regularisation: float = 0.01  # of the splines
-    spline_detector: ResNetSizes = ResNetSizes(64, 4, 2, pool=True)  # without heatmaps; and the background predictor
+    spline_detector: ResNetSizes = ResNetSizes(64, 4, 2, pool=True)  # without heatmaps
+    background: HourglassSizes = HourglassSizes(16, 2, 64)  # of the TPS prior's predictor; TPSM's is a ResNet-18
     tokens: TokenSizes = TokenSizes(base=32, blocks=4, patch=4, width=192, depth=12, heads=8, ratio=3)
     dense_motion: HourglassSizes = HourglassSizes(64, 5, 1024)
     structure: HourglassSizes = HourglassSizes(32, 5, 512)
@@ -250,12 +252,12 @@ class SplinePrior(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.scale, self.points, self.regularisation = config.coarse_scale, config.spline_points, config.regularisation
-        trunk = dict(**dataclasses.asdict(config.spline_detector), norm=config.norm)
         if config.spline_heatmaps:
             self.detector = _detector(config, config.points * config.spline_points, with_affine=False, spread=True)
         else:
+            trunk = dict(**dataclasses.asdict(config.spline_detector), norm=config.norm)
             self.detector = SplineDetector(config.points, config.spline_points, **trunk)
-        self.background = BackgroundPredictor(**trunk)
+        self.background = BackgroundPredictor(**dataclasses.asdict(config.background), norm=config.norm)
         self.dense_motion = _dense_motion(config, points_per_part=config.spline_points)
 
     def detect(self, image: Tensor) -> Motion:

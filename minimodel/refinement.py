@@ -58,18 +58,22 @@ class FlowUpdater(nn.Module):
     ) -> tuple[Float[Tensor, "b 2 h w"], Float[Tensor, "b 1 h w"]]:
         size = tuple(flow.shape[-2:])
         half_size = torch.tensor((size[1], size[0]), device=flow.device, dtype=flow.dtype).view(2, 1, 1) / 2
-        # Channels last, as convolutions leave their outputs: `torch.cat` keeps a layout only if all inputs share it, or
-        # each convolution after it would bring the whole image into that layout again.
-        pixels = (flow * half_size).contiguous(memory_format=torch.channels_last)
+        pixels = _channels_last(flow * half_size)
         # A 1x1 convolution and upsampling can change places; in this order the convolution sees fewer pixels.
-        correlation = F.relu(resize_flow(self.correlation_in(correlation), size))
+        correlation = F.relu(resize_flow(self.correlation_in(_channels_last(correlation)), size))
         correlation = F.relu(self.correlation(correlation), inplace=True)
         motion = F.relu(self.motion(torch.cat([correlation, self.flow(pixels)], dim=1)), inplace=True)
         inputs = [motion, pixels]
         if self.context is not None:
-            inputs.append(F.relu(self.context(F.relu(warped_context)), inplace=True))
+            inputs.append(F.relu(self.context(F.relu(_channels_last(warped_context))), inplace=True))
         inputs = torch.cat(inputs, dim=1)
         return self.flow_head(inputs).float() / half_size, self.occlusion_head(inputs).float()
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """The layout in which convolutions are quickest, for all inputs: `torch.cat` keeps a layout only if they share it,
+    and otherwise each convolution after it copies what it reads."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

@@ -392,7 +392,8 @@ assert losses.background_loss(nothing, nothing) == 0
 assert tps.background_flow(nothing, (8, 8)).abs().max() < 1e-6
 
 # %% [markdown]
-# So it can only *keep in line* a predictor that something else teaches to move: the perceptual loss.
+# So it can only *keep in line* a predictor that something else teaches to move: the perceptual loss. (Ours needs neither:
+# it looks the shift up, and learns only which pixels are background, [notebook 2](02_thin_plate_splines.ipynb).)
 #
 # The **warp** loss (Equation 13) asks that the source's features, moved, equal the driving frame's. If both may change,
 # the quickest way to equality is to have no features at all. We let a small encoder minimise it, with a flow that is wrong:

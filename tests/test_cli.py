@@ -191,6 +191,13 @@ CASES = [
     ("train", TRAIN, dict(data="missing"), "missing: no such"),
     ("train", TRAIN, dict(data="file"), "file: expected a"),
     ("train", TRAIN, dict(data="texts"), "texts/a.mp4: not a video"),
+    ("train", TRAIN, dict(start="pickle.pt"), "pickle.pt: not a whole safetensors file"),
+    (
+        "train",
+        TRAIN,
+        dict(start="tiny-s2d"),
+        "(tiny with prior landmarks, without refinement, generator residual) than this",
+    ),
     ("train", TRAIN, dict(features="missing.pth"), "features 'missing.pth': expected 'faces', 'vgg19' or a file"),
     ("train", TRAIN, dict(output="file"), "'file"),
     ("train", TRAIN, dict(output="file/out"), "'file/out"),

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from minimodel.keypoints import (
-    BackgroundPredictor,
     KeypointDetector,
     SplineDetector,
     gaussian_heatmaps,
@@ -114,14 +113,3 @@ def test_a_spline_detector_overfits_its_points():
         loss.backward()
         optimizer.step()
     assert loss < 0.02
-
-
-def test_the_background_begins_still_and_looks_at_both_frames():
-    torch.manual_seed(0)
-    predictor = BackgroundPredictor(**RESNET)
-    source, driving = torch.rand(2, 2, 3, 32, 32)
-    assert torch.equal(predictor(source, driving), torch.eye(2, 3).expand(2, 2, 3))
-    torch.nn.init.normal_(predictor.network.head.weight, std=0.1)
-    matrix = predictor(source, driving)
-    assert not torch.allclose(matrix, predictor(driving, source), atol=1e-3)
-    assert not torch.allclose(matrix, predictor(source.flip(0), driving), atol=1e-3)

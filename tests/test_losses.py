@@ -6,6 +6,7 @@ from minimodel.losses import (
     Discriminator,
     adversarial_loss,
     background_loss,
+    background_mask_loss,
     discriminator_loss,
     equivariance_affine,
     equivariance_points,
@@ -16,7 +17,7 @@ from minimodel.losses import (
     warp_loss,
 )
 from minimodel.tps import Spline, random_transforms
-from minimodel.warping import identity_grid, warp
+from minimodel.warping import identity_grid, resize_flow, warp
 
 
 class Raw(nn.Module):
@@ -81,6 +82,19 @@ def test_background_loss_is_zero_for_inverses_alone():
     first, second = torch.tensor([[[2.0, 0, 0], [0, 2, 0]]]), torch.tensor([[[0.5, 0, 1.0], [0, 0.5, 0]]])
     assert torch.allclose(background_loss(first, second), torch.tensor(1 / 9))
     assert torch.allclose(background_loss(second, first), torch.tensor(2 / 9))
+
+
+def test_the_background_is_looked_for_where_the_masks_leave_it():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 1, 8, 8, requires_grad=True)
+    masks = torch.softmax(torch.randn(2, 3, 8, 8), 1).requires_grad_()
+    loss = background_mask_loss(logits, masks)
+    p, m = torch.sigmoid(logits), masks[:, :1]
+    assert torch.allclose(loss, -(m * p.log() + (1 - m) * (1 - p).log()).mean())
+    loss.backward()
+    assert torch.allclose(logits.grad, (p - m) / 128, atol=1e-7) and masks.grad is None
+    small = masks.detach()[..., :4, :4]
+    assert torch.allclose(background_mask_loss(logits, small), background_mask_loss(logits, resize_flow(small, (8, 8))))
 
 
 def test_warp_loss_sums_scales_and_moves_nothing_but_the_flow():
