@@ -138,7 +138,7 @@ with torch.no_grad():
 assert [type(made) for made in (state, motion, moved, output)] == [SourceState, Motion, Stages, Output]
 for kind in (SourceState, Motion, Stages):
     print(f"{kind.__name__:12}", ", ".join(field.name for field in fields(kind)))
-print("Output adds ", ", ".join({f.name for f in fields(Output)} ^ {f.name for f in fields(Stages)}))
+print("Output adds ", ", ".join(sorted({f.name for f in fields(Output)} - {f.name for f in fields(Stages)})))
 
 # %% [markdown]
 # ## A training loop, by hand
