@@ -392,7 +392,7 @@ def train(config: TrainConfig, **sizes) -> AnimationModel:
     torch.manual_seed(config.seed)
     parts = dict(system=config.system, prior=config.prior, refine=config.refine, generator=config.generator)
     model = AnimationModel.from_preset(config.preset, **parts, **sizes)
-    if config.start is not None:
+    if config.start is not None and not (Path(config.output) / "checkpoint.pt").exists():
         begin_with(model, config.start)
     if accelerator.num_processes > 1:
         model = share_statistics(model, accelerator.device)

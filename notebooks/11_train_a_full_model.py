@@ -412,8 +412,8 @@ show.pictures({"driving": video[::3], **{f"person {n}": m[::3] for n, m in zip((
 # The better the points, the less is left, and late in training the last scale takes it back: there the loss is paid for the
 # looks of the picture, and gets them, at the cost of the flow's truth. What was tried without changing this: other learning
 # rates, batches of 2 and 4 on the same pairs, finer heatmaps, fewer layers in the loss, hiding from the loss what the source
-# can't show, a volume whose own flow (Eq. 8) is judged too, no gradient from refinement into the prior, and
-# a driving encoder that sees the driving picture, and a loss for the flow of every scale (6000 pairs: 24.05 dB, 1.33
+# can't show, a volume whose own flow (Eq. 8) is judged too, no gradient from refinement into the prior, a driving encoder
+# that sees the driving picture, and a loss for the flow of every scale (6000 pairs: 24.05 dB, 1.33
 # pixels). What did change it is a residual that has to be smooth, late in training: eight minutes with `--loss.smoothness 6`
 # brought a fiftieth of the flow's error back, and 0.1 dB; 24 more with 12 made `tiny-tps`, whose error on the face is 0.67
 # before refinement and 0.66 after it. Asked from the start, it only slows refinement down.

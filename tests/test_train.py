@@ -354,6 +354,10 @@ def test_a_model_begins_with_the_weights_that_are_given(tmp_path, clips):
     weights = {name: value for name, value in given.named_parameters()}
     assert all(torch.allclose(value, weights[name], atol=1e-7) for name, value in begun.named_parameters())
     assert not all(torch.allclose(value, weights[name], atol=1e-2) for name, value in afresh.named_parameters())
+    # A run that goes on doesn't need them any more.
+    (tmp_path / "given.safetensors").unlink()
+    options = dict(steps=2, learning_rate=1e-9, start=str(tmp_path / "given.safetensors"))
+    assert train(settings(tmp_path / "begun", clips, **options), **SIZES) is not None
 
 
 @pytest.mark.parametrize(
