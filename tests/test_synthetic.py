@@ -343,9 +343,12 @@ def test_clips_move_smoothly_and_say_something():
     assert torch.stack(speech).mean() > 0.1
 
 
-def test_batches_slice_and_repeat():
+def test_batches_slice_repeat_and_join():
     faces = Faces.sample(5, 22)
     assert len(faces) == 5 and len(faces[1:3]) == 2 and len(faces[-1]) == 1
+    joined = faces[3:] + faces[:1]
+    assert len(joined) == 3 and torch.equal(joined.identity.skin, faces.identity.skin[[3, 4, 0]])
+    assert torch.equal(joined.state.yaw, faces.state.yaw[[3, 4, 0]])
     clip = Faces(faces.identity[0], animate_states(6, 1))
     assert len(clip) == 6 and clip.identity.skin.shape == (6, 3)
     flow, _ = flow_between(clip[0], clip, 32)  # one source for all frames

@@ -74,6 +74,11 @@ class Batch:
     def to(self, device):
         return self.map(lambda value: value.to(device))
 
+    def __add__(self, other):
+        """Both, one after the other."""
+        pairs = {part.name: (getattr(self, part.name), getattr(other, part.name)) for part in fields(self)}
+        return type(self)(**{k: a + b if isinstance(a, Batch) else torch.cat([a, b]) for k, (a, b) in pairs.items()})
+
     @property
     def device(self) -> torch.device:
         return getattr(self, fields(self)[0].name).device
