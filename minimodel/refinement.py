@@ -60,7 +60,7 @@ class FlowUpdater(nn.Module):
         half_size = torch.tensor((size[1], size[0]), device=flow.device, dtype=flow.dtype).view(2, 1, 1) / 2
         pixels = _channels_last(flow * half_size)
         # A 1x1 convolution and upsampling can change places; in this order the convolution sees fewer pixels.
-        correlation = F.relu(resize_flow(self.correlation_in(_channels_last(correlation)), size))
+        correlation = F.relu(resize_flow(self.correlation_in(_channels_last(correlation)), size), inplace=True)
         correlation = F.relu(self.correlation(correlation), inplace=True)
         motion = F.relu(self.motion(torch.cat([correlation, self.flow(pixels)], dim=1)), inplace=True)
         inputs = [motion, pixels]

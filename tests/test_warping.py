@@ -42,6 +42,29 @@ def test_warp_equals_a_loop_over_pixels():
             assert made[0, 0, y, x].item() == pytest.approx(value, abs=1e-9)
 
 
+@pytest.mark.parametrize("height, width", [(9, 13), (1, 1), (2, 40)])
+def test_rendering_reads_rows_and_gets_what_training_gets(height, width):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(3, 20, height, width, dtype=torch.float64, generator=generator)
+    flow = torch.randn(3, 2, 6, 5, dtype=torch.float64, generator=generator)  # two in three leave the picture
+    sampled = warp(image, flow)
+    with torch.no_grad():
+        rows = warp(image.contiguous(memory_format=torch.channels_last), flow)
+        other_layout = warp(image, flow)
+    assert torch.allclose(rows, sampled, atol=1e-12)
+    assert torch.equal(other_layout, sampled)
+    # The layout tells that the quick way was taken, and is what makes it worth taking.
+    assert rows.is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def test_rendering_survives_a_flow_that_is_not_a_number():
+    image = torch.rand(1, 16, 4, 4).contiguous(memory_format=torch.channels_last)
+    flow = torch.full((1, 2, 4, 4), float("nan"))
+    flow[..., 2:] = float("inf")
+    assert warp(image, flow).shape == (1, 16, 4, 4)
+
+
 @pytest.mark.parametrize("size", [(4, 4), (8, 8), (16, 16), (32, 32), (4, 32)])
 def test_a_linear_flow_is_the_same_function_at_every_resolution(size):
     matrix = torch.tensor([[0.1, -0.2], [0.05, 0.3]])
