@@ -1,7 +1,7 @@
 """The papers' ablations on the embedded faces: a table's rows, each trained on the same pairs and measured alike.
 
-The papers' own numbers stand beside ours. They are from other data, at 256 pixels, after days on several GPUs: what can
-be compared is which row is better, and whether by more than seeds differ.
+The papers' own numbers stand beside ours. They are from other data, at 256 pixels, after a day or more on several GPUs:
+what can be compared is which row is better, and whether by more than seeds differ.
 
 Notebook: ``notebooks/11_train_a_full_model.ipynb``.
 """

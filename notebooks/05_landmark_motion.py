@@ -672,7 +672,7 @@ assert errors["found ones"] < 0.75 * errors["the first look's"]
 # ### What a steadier detector buys
 #
 # So far the landmarks were true. In a film they are found, and the paper's Table 5 asks what that costs the animation. Here
-# the answer can be exact: six people of the frozen benchmark, moved by true landmarks, by those that the detector's
+# the answer can be exact: six people on whom nothing was trained, moved by true landmarks, by those that the detector's
 # heatmaps have for a mean (DSNT), and by those of the same heatmaps read by their maximum.
 
 # %%

@@ -23,7 +23,6 @@
 # perfect rows look like, can a flow be read from them directly (MRFA's Eq. 8), and what does it cost?
 
 # %%
-
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -398,8 +397,9 @@ by_package = correlation.softmax_flow(perfect)
 assert torch.allclose(by_hand, by_package[0], atol=1e-4)
 
 # %% [markdown]
-# And on perfect features it gives the true flow back, to a hundredth of a pixel on the face. That checks four things at
-# once: the order of the volume's dimensions, $x$ before $y$, the grid, and the true flow itself.
+# And on perfect features it gives the true flow back, to a hundredth of a pixel on the face. That checks three things
+# at once: the order of the volume's dimensions, $x$ before $y$, and the grid. (Not the flow: features made from a wrong one
+# would give the wrong one back.)
 
 # %%
 error = metrics.flow_error(by_package, true_flow, face).item()

@@ -42,8 +42,9 @@ SIZE = 64
 # %% [markdown]
 # ## The answer first
 #
-# A pair with a strong turn of the head. The renderer knows the true flow and which pixels are hidden in the source (dark
-# in the fourth picture). Warping alone, even by the true flow, fills these with whatever happens to lie there.
+# A pair with a strong turn of the head. The renderer knows the true flow and which pixels the source doesn't show (dark in
+# the fourth picture): hidden behind the head, or, as the bar at the right, outside the photo, since the camera panned.
+# Warping alone, even by the true flow, fills these with whatever happens to lie there.
 
 # %%
 identity = synthetic.sample_identities(1, seed=7)
@@ -568,7 +569,7 @@ with torch.no_grad():
     (R, M), (R_stranger, _) = (painter(warp(image, flows_i[-1]), flows_i[-1]) for image in (S, stranger))
 T = gate(output.warped_source, R, 1 - torch.sigmoid(M))
 assert list(R.shape) == [1, 3, SIZE, SIZE] and list(M.shape) == [1, 1, SIZE, SIZE]
-assert (T - R).abs().max() <= (output.warped_source - R).abs().max()  # T lies between the two
+assert torch.allclose(T, output.warped_source + torch.sigmoid(M) * (R - output.warped_source), atol=1e-6)  # S2D's Eq. 2
 assert not torch.allclose(R, R_stranger, atol=1e-2)
 
 # %% [markdown]

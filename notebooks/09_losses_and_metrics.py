@@ -316,8 +316,9 @@ assert course[-1] < 0.95 * course[0] and off > 0.1
 
 # %% [markdown]
 # So the loss, followed to its end, doesn't lead to the truth, and a flow may get worse while the loss gets better. What
-# can be done? A generator that paints what is hidden takes the reason away. And steps of training without a generator compare the
-# first three layers only (`train.py`, `MOTION_LAYERS`).
+# can be done? A generator that paints what is hidden takes the reason away. And most steps of our training leave the generator out and judge the
+# warped source alone (notebook 11). They compare the first three layers only, which look at small surroundings (`train.py`,
+# `MOTION_LAYERS`).
 
 # %% [markdown]
 # ## A loss that is learnt: the discriminator
@@ -423,10 +424,12 @@ assert f_S.grad is None and f_D.grad is None and asked.grad.abs().sum() > 0
 # %% [markdown]
 # ## What the field reports, and four ways to cheat
 #
-# With two people there is no right picture, so papers ask networks instead: does the result show the right *person*
-# (**AED**, distance of identity embeddings), the right *pose* (**ARD**, difference of yaw, pitch and roll), the right
-# *expression* (**AUH**, share of action units that differ), *where* the landmarks are (**AKD**; **MKR** is the share not
-# found any more), and does it look like faces at all (**FID**, distance between two clouds of features)? As loops:
+# Beside colours, papers ask networks. Where there is a right picture, because one person drives herself: *where* are the
+# landmarks (**AKD**; **MKR** is the share not found any more), and is it the right *person* (**AED**, distance of identity
+# embeddings)? Between two people there is none. What remains is to ask whether the *pose* is the film's (**ARD**, difference
+# of yaw, pitch and roll), and the *expression* (**AUH**, share of action units that differ), and whether the pictures look
+# like faces at all (**FID**, distance between two clouds of features). We can render the right answer, so we can ask all of
+# them. As loops:
 
 
 # %%

@@ -350,19 +350,20 @@ except ValueError as refusal:
     print("refused:", str(refusal).split(": ")[1].split(";")[0])
 
 # %% [markdown]
-# ## What the papers would measure
+# ## What a detector says
 #
-# Without a rendered answer a paper can still ask a landmark detector where the landmarks are: the AKD (average keypoint
-# distance) of notebook 9, here in pixels, five frames of each film against the truth.
+# With one person the papers ask a landmark detector where the landmarks are: the AKD (average keypoint distance) of notebook
+# 9. Between two people they can't, for want of a right answer. We have one, so here it is, in pixels, five frames of each
+# film.
 
 # %%
 judges = load_judges()
 right = judges(truth[2::5])
 akd = {}
-for mode, frames in {**made, "the photo": photo.expand_as(truth), "the truth": truth}.items():
+for mode, frames in {**made, "the photo": photo.expand_as(truth)}.items():
     akd[mode] = evaluate.keypoint_distance(judges(frames[2::5]), right, SIZE).nanmean().item()
 print("AKD in pixels:", {mode: round(distance, 1) for mode, distance in akd.items()})
-assert akd["the truth"] == 0 and akd["relative"] < akd["standard"] < akd["the photo"] < akd["avd"]
+assert akd["relative"] < akd["standard"] < akd["the photo"] < akd["avd"]
 
 # %% [markdown]
 # *avd* comes out worse than the photo that doesn't move at all: AKD doesn't forgive a head that does the right thing in the
@@ -417,11 +418,12 @@ plt.show()
 # about the best that a mode can hope for. "relative" searches for its start, as `animate` does.
 #
 # *Aligned*: where the poses match and the start is given, *relative* is as good as the best, in place and in shape. A start
-# that it has to find costs all of that in place: it ends as far off as *copy*. *Plain*: where the photo has a pose of its
-# own, *relative* moves the photo by the right amount from the wrong place, and the landmarks are off. *avd* needs no start.
-# By shape it gains a little on *standard* in *aligned* and loses in *plain*; three pairs can't settle it. Into the right
-# *place* it can hardly put the head: from one frame nobody can tell a head that has moved to the left from a person who
-# sits there. And *copy* beats both of them in *aligned*, by shape: it keeps the photo's face and only lacks the expression.
+# that it has to find costs much of that in these three pairs; over all twenty it is 2.04 pixels off, where *copy* is 3.71
+# and *standard* 2.42. *Plain*: where the photo has a pose of its own, *relative* moves the photo by the right amount from the
+# wrong place, and the landmarks are off. *avd* needs no start. In place it is far ahead of *copy*, though not near *same
+# person*: from one frame nobody can tell a head that has moved to the left from a person who sits there. In shape three
+# pairs settle nothing; over all twenty aligned ones *relative* has 0.69 pixels, *avd* 0.76, *copy*, which keeps the photo's
+# face and only lacks the expression, 0.80, and *standard* 0.98.
 
 # %%
 aligned, plain_scores = scores["aligned"], scores["plain"]
@@ -430,9 +432,8 @@ for mode in (given, "avd"):
     assert aligned[mode]["shape (px)"] < aligned["standard"]["shape (px)"]
 assert aligned[given]["landmarks (px)"] < aligned["standard"]["landmarks (px)"] < aligned["copy"]["landmarks (px)"]
 assert plain_scores[given]["landmarks (px)"] > 2 * aligned[given]["landmarks (px)"]
-assert abs(aligned["relative"]["landmarks (px)"] / aligned["copy"]["landmarks (px)"] - 1) < 0.1
-assert plain_scores["avd"]["shape (px)"] > plain_scores["standard"]["shape (px)"]
-assert aligned["copy"]["shape (px)"] < min(aligned[mode]["shape (px)"] for mode in ("standard", "avd"))
+for rows in (aligned, plain_scores):
+    assert rows["same person"]["landmarks (px)"] < rows["avd"]["landmarks (px)"] < 0.6 * rows["copy"]["landmarks (px)"]
 print(f"{'shape (px)':30}", *(f"{name:>8}" for name in scores))
 for mode in ("copy", "standard", given, "avd", "same person"):
     print(f"{mode:30}", *(f"{rows[mode]['shape (px)']:8.2f}" for rows in scores.values()))
