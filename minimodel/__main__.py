@@ -50,6 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, TrainingStopped) as error:
         print(f"minimodel: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("minimodel: stopped", file=sys.stderr)
+        return 130  # as a shell says it
     return 0
 
 

@@ -56,6 +56,8 @@ def animate(config: AnimateConfig, *, batch: int = 8) -> Path:
         raise ValueError(f"unknown mode {config.mode!r}: there are {', '.join(transfer.MODES)}")
     if config.start_frame is not None and config.mode != "relative":
         raise ValueError(f"--start-frame is for mode relative; the mode is {config.mode}")
+    if config.output.resolve() in (config.source.resolve(), config.driving.resolve()):
+        raise ValueError(f"{config.output}: is what the film is to be made from; --output names another file")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = AnimationModel.load(config.weights).to(device)
     size = model.config.image_size if config.size is None else config.size

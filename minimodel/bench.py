@@ -19,7 +19,7 @@ from minimodel.features import load_features
 from minimodel.landmarks import LANDMARKS
 from minimodel.model import AnimationModel, Output, SourceState
 from minimodel.tps import random_transforms
-from minimodel.train import PRESET_FEATURES, TrainingStep, Weights
+from minimodel.train import PRESET_FEATURES, TrainingStep, Weights, check_positive
 
 
 @dataclass
@@ -40,6 +40,9 @@ class BenchConfig:
 
 def bench(config: BenchConfig) -> dict[str, dict[str, float]]:
     """Print a table for each preset and return its numbers."""
+    check_positive(config, "batch", "repeats")
+    if not config.presets:
+        raise ValueError("--presets: none given")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     speed = convolution_speed(device)
     print(f"{device}, {torch.get_num_threads()} threads; convolutions: {speed / 1e9:.0f} G multiply-adds/s")

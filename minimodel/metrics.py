@@ -129,8 +129,8 @@ def sms(landmarks: Float[Tensor, "t k 2"]) -> Float[Tensor, ""]:
     """How much landmarks jitter on a film: how far they lie from the middle between the frame before and the one after
     (S2D Eq. 9), in the landmarks' unit.
 
-    The paper doesn't say which norm its bars are, nor in which unit its numbers (51 to 85) are. Here: Euclidean, of the
-    two coordinates of a point; summed over the points, averaged over the T - 2 frames that have two neighbours; in
+    The paper doesn't say which norm its bars are, nor in which unit its numbers (51 to 115) are. Here: Euclidean, of
+    the two coordinates of a point; summed over the points, averaged over the T - 2 frames that have two neighbours; in
     pixels of the film that they are given in. A steady motion costs nothing, and real acceleration does, so the truth
     isn't 0.
     """

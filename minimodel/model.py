@@ -582,7 +582,7 @@ class AnimationModel(nn.Module):
         if c.prior == "tokens":
             steps.append(self.prior.detector.step)
         step = math.lcm(*steps)
-        if height % step or width % step or not height or not width:
+        if height % step or width % step or height <= 0 or width <= 0:
             near = [
                 f"{n // step * step} or {(n // step + 1) * step}" if n >= step else str(step) for n in (height, width)
             ]
@@ -601,7 +601,11 @@ class AnimationModel(nn.Module):
     def load(cls, name_or_path: str | Path) -> "AnimationModel":
         """A shipped model by name, or a file written by `save`; on the CPU, in evaluation mode."""
         path = find_weights(name_or_path)
-        model = cls(Config.from_json(read_metadata(path)["config"]))
+        try:
+            config = Config.from_json(read_metadata(path)["config"])
+        except TypeError as error:
+            raise ValueError(f"{path}: weights of another version of minimodel ({error})") from error
+        model = cls(config)
         fill(model, path)
         return model.eval()
 

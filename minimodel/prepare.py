@@ -66,7 +66,12 @@ def prepare(config: PrepareConfig) -> list[Path]:
             raise ValueError(f"{path}: no such file or folder")
         files += sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEOS) if path.is_dir() else [path]
     if not files:
-        raise ValueError(f"{config.videos[0]}: holds no videos")
+        raise ValueError(f"{config.videos[0]}: holds no videos" if config.videos else "--videos: none given")
+    named = {file.stem: file for file in files}
+    for file in files:
+        other = named[file.stem]
+        if other != file:
+            raise ValueError(f"{file} and {other}: their clips would have the same names; rename one of them")
     clips = [Clip(file) for file in files]  # before anything is written: one of them may be no video
     config.output.mkdir(parents=True, exist_ok=True)
     cascade = None if config.box else Cascade(lbp_frontal_face_cascade_filename())
@@ -74,6 +79,9 @@ def prepare(config: PrepareConfig) -> list[Path]:
     written = []
     for file, clip in zip(tqdm(files, unit=" videos"), clips, strict=True):
         for number, frames in enumerate(pieces(clip, config)):
+            if len(frames) < 2:
+                tqdm.write(f"{file}: one frame only, skipped; a clip needs two")
+                continue
             box = config.box or find_face(frames, cascade)
             name = f"{file.stem}-{number:03d}.mp4"
             if box is None:

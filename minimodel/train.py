@@ -135,6 +135,12 @@ class TrainConfig:
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("give either --steps or --minutes: how long to train")
         check_positive(self, "steps", "minutes", "batch", "learning_rate")
+        if not self.data:
+            raise ValueError("--data: none given")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"--average is {self.average}: expected 0 or more, and less than 1")
+        if self.workers < 0:
+            raise ValueError(f"--workers is {self.workers}: expected 0 or more")
         if self.motion_steps < 0:
             raise ValueError(f"--motion-steps is {self.motion_steps}: expected 0 or more")
 
@@ -143,7 +149,7 @@ def check_positive(config: object, *names: str) -> None:
     """Raise a ValueError for the first of these settings that is given and not more than 0."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and value <= 0:
+        if value is not None and not value > 0:  # this way round, what isn't a number is refused, too
             raise ValueError(f"--{name.replace('_', '-')} is {value}: expected more than 0")
 
 

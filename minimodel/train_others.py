@@ -184,6 +184,8 @@ def train_avd(config: AvdConfig) -> AvdNetwork:
     check_positive(config, "pairs", "steps", "batch")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = AnimationModel.load(config.weights).to(device)
+    if model.config.prior == "landmarks":
+        raise ValueError(f"{config.weights}: moves by landmarks; avd is for models that find their own points")
     path = avd_path(config.weights)
     source, driving = motion_pairs(model, config, device)
     torch.manual_seed(config.seed)

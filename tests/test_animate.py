@@ -47,6 +47,7 @@ def test_the_film_has_every_frame_and_says_that_it_is_synthetic(setup, tmp_path)
 def test_side_by_side_gif_and_other_sizes(setup):
     clip = Clip(animate(setup(output="out.gif", side_by_side=True, size=96)))
     assert len(clip) == 11 and next(clip.decode())[1].shape == (3, 288, 3 * 288)
+    assert b"Synthetic media" in clip.path.read_bytes()
 
 
 def test_sound_and_frame_rate_of_the_video_are_kept(setup, tmp_path):

@@ -1,5 +1,6 @@
 """Bad input ends in one line and exit code 2, and nothing is lost or half-written."""
 
+import json
 import pickle
 import re
 import resource
@@ -13,6 +14,8 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from minimodel import __main__ as commands
 from minimodel.__main__ import main
@@ -50,6 +53,8 @@ def prepared(tmp_path_factory):
     (folder / "nothing").mkdir()
     (folder / "texts").mkdir()
     (folder / "texts" / "a.mp4").write_text("no film")
+    (folder / "others").mkdir()
+    shutil.copy(folder / "clips" / "a.mp4", folder / "others")
     return folder
 
 
@@ -74,6 +79,7 @@ def complaints(text):
 
 ABLATE = dict(table="s2d-4", output="out", pairs="8")
 ANIMATE = dict(source="photo.png", driving="clips/a.mp4", output="out.mp4", weights="model.safetensors")
+BENCH = dict(presets="tiny")
 AVD = dict(weights="model.safetensors", data="clips", pairs="2", steps="1")
 FEATURES = dict(output="out.safetensors", minutes="0.01")
 JUDGES = dict(output="out.safetensors", steps="1")
@@ -105,7 +111,21 @@ CASES = [
     ("ablate", ABLATE, dict(parallel="0"), "--parallel is 0: expected at least 1"),
     ("ablate", ABLATE, dict(output="clips/a.mp4"), "'clips/a.mp4"),
     ("ablate", ABLATE, dict(output="file/out"), "'file/out"),
+    # bench
+    ("bench", BENCH, dict(repeats="0"), "--repeats is 0: expected more than 0"),
+    ("bench", BENCH, dict(batch="0"), "--batch is 0: expected more than 0"),
+    ("bench", BENCH, dict(presets=""), "--presets: none given"),
+    # a list that is empty, a number that can't be
+    ("train", TRAIN, dict(data=""), "--data: none given"),
+    ("train", TRAIN, dict(average="1"), "--average is 1.0: expected 0 or more, and less than 1"),
+    ("train", TRAIN, dict(workers="-1"), "--workers is -1: expected 0 or more"),
+    ("evaluate", EVALUATE, dict(data=""), "--data: none given"),
+    ("evaluate", EVALUATE, dict(size="-64"), "-64"),
+    ("prepare", PREPARE, dict(videos=""), "--videos: none given"),
+    ("prepare", PREPARE, dict(videos="clips/a.mp4 others/a.mp4"), "would have the same names; rename one of them"),
+    ("avd", AVD, dict(weights="tiny-s2d"), "tiny-s2d: moves by landmarks"),
     # animate
+    ("animate", ANIMATE, dict(output="clips/a.mp4"), "clips/a.mp4: is what the film is to be made from"),
     ("animate", ANIMATE, dict(source="nobody.png"), "nobody.png: no such file"),
     ("animate", ANIMATE, dict(source="clips"), "clips: is a directory, expected a picture"),
     ("animate", ANIMATE, dict(source="file"), "file: not a picture"),
@@ -283,6 +303,25 @@ def test_sizes_that_films_cannot_have(place, capsys, options, message):
     assert main(words("prepare", usual, {})) == 2
     (line,) = complaints(capsys.readouterr().err)
     assert message in line
+
+
+def test_weights_of_another_version_are_named(place, capsys):
+    with safe_open("model.safetensors", framework="pt") as weights:
+        metadata = weights.metadata()
+    config = json.loads(metadata["config"]) | dict(invented_later=1)
+    save_file(load_file("model.safetensors"), "model.safetensors", metadata | dict(config=json.dumps(config)))
+    assert main(words("evaluate", EVALUATE, {})) == 2
+    (line,) = complaints(capsys.readouterr().err)
+    assert "model.safetensors: weights of another version of minimodel" in line and "invented_later" in line
+
+
+def test_stopping_by_hand_is_no_traceback(capsys, monkeypatch):
+    def stopped(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(commands.COMMANDS, "bench", (commands.BenchConfig, stopped))
+    assert main(words("bench", BENCH, {})) == 130
+    assert capsys.readouterr().err == "minimodel: stopped\n"
 
 
 def run(*arguments, **options):

@@ -255,6 +255,25 @@ def test_damaged_frames_in_the_middle_end_the_clip_with_a_warning(tmp_path):
     assert len(frames) == 40 or any("breaks off" in str(w.message) for w in caught)
 
 
+def test_a_film_without_its_end_is_read_up_to_there_with_a_warning(tmp_path):
+    """Its index comes first, so it opens; what ends early is the pictures."""
+    with av.open(str(tmp_path / "a.mp4"), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=25, options={"bf": "2"})
+        stream.width = stream.height = 64
+        for number in range(40):
+            noise = np.random.default_rng(number).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        container.mux(stream.encode())
+    whole = (tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: 3 * len(whole) // 4])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        frames = [frame for _, frame in Clip(tmp_path / "cut.mp4").decode()]
+    assert 0 < len(frames) < 40
+    print(len(frames), [str(w.message) for w in caught])
+    assert any("breaks off" in str(w.message) for w in caught)
+
+
 # Writing
 
 

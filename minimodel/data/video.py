@@ -160,6 +160,7 @@ class Clip:
             except av.FFmpegError as error:
                 if last < 0:
                     raise ValueError(f"{self.path}: no frame can be decoded ({_one_line(error)})") from error
+            if last + 1 < len(self):
                 warnings.warn(f"{self.path}: breaks off after frame {last + 1} of {len(self)}", stacklevel=2)
 
 
@@ -293,7 +294,7 @@ class VideoWriter:
 
     Frames are (3, h, w) in [0, 1]. ``like`` gives each frame the time it has in that clip, and copies its sound.
     ``every`` is the distance of key frames: short for clips that are to be read at random. ``crf`` is H.264's quality,
-    lower is better. ``metadata`` go into the container.
+    lower is better. ``metadata`` go into the container; a .gif has room for ``comment`` alone.
     """
 
     def __init__(
@@ -381,7 +382,8 @@ class VideoWriter:
                     raise ValueError(f"{self.path}: not written, there was no frame to write")
                 if self.pictures:
                     duration = 1000 / float(self.fps)
-                    film = iio.imwrite("<bytes>", self.pictures, extension=".gif", duration=duration, loop=0)
+                    about = dict(comment=self.metadata["comment"]) if "comment" in self.metadata else {}
+                    film = iio.imwrite("<bytes>", self.pictures, extension=".gif", duration=duration, loop=0, **about)
                     self.unfinished.write_bytes(film)
                 if self.container is not None:
                     self.container.mux(self.stream.encode())
