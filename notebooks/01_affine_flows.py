@@ -171,8 +171,8 @@ assert error[visible > 0.5].mean() < 0.01 and error[visible < 0.5].mean() > 0.1
 # %% [markdown]
 # ### Break it: mix two conventions
 #
-# Many programs put pixel centres at $-1$ and $1$ (`align_corners=True`) in one place and half a pixel inside in
-# another. The error is half a pixel at most. Does that matter?
+# Many programs put the centres of the outermost pixels at $-1$ and $1$ (`align_corners=True`) in one place, and half a
+# pixel further in, as we do, in another. The error is half a pixel at most. Does that matter?
 
 
 # %%
@@ -403,7 +403,7 @@ assert turned > 0.3 * still
 #
 # Without a renderer, somebody else must draw the masks. `DenseMotion` sees, for each part, (a) the difference of two
 # soft dots, where its point came to minus where it left from, and (b) the source warped by that part's flow alone, like
-# the pictures above. So all that it compares is already in the driving frame's pose. It never sees the driving frame
+# the pictures above. So all the pictures that it compares are already in the driving frame's pose. It never sees the driving frame
 # itself: points and matrices are all that travels from one face to the other. An hourglass network turns this stack
 # into eleven masks and an *occlusion* map: can the source show this pixel at all? (Notebook 8 uses that.)
 #
@@ -446,7 +446,8 @@ figure, axes = plt.subplots(1, 4, figsize=(9, 2.5))
 for axis, image, points in zip(axes, (S64, D64), (state.motion.points, motion.points)):
     axis.imshow(image[0].permute(1, 2, 0))
     show.dots(axis, points[0], (64, 64), c=range(points.shape[1]), cmap="tab10")
-axes[2].imshow(palette[coarse.masks.argmax(1)[0]])
+of_points = torch.cat([torch.ones(1, 3), torch.tensor(plt.colormaps["tab10"].colors)])  # the background is white
+axes[2].imshow(of_points[coarse.masks.argmax(1)[0]])
 axes[3].imshow(show.flow_colors(coarse.flow, largest=scale)[0].permute(1, 2, 0))
 for axis, title in zip(axes, ("source, its points", "driving, its points", "strongest mask", "coarse flow $F_0$")):
     axis.set(xticks=[], yticks=[])
@@ -458,8 +459,9 @@ found = resize_flow(coarse.flow, (SIZE, SIZE))  # no rescaling: the numbers mean
 assert metrics.flow_error(found, true_flow, face) < 0.7 * metrics.flow_error(0 * found, true_flow, face)
 
 # %% [markdown]
-# The points sit where the network found them useful, not where an anatomist would put them: nobody told it what a face
-# is. [Notebook 3](03_unsupervised_keypoints.ipynb) shows how it learns them.
+# A mask has its point's colour; white is the background. The points sit where the network found them useful, not where an
+# anatomist would put them: nobody told it what a face is. [Notebook 3](03_unsupervised_keypoints.ipynb) shows how it
+# learns them.
 #
 # The coarse flow knows where the head went. What ten parts can't say well is *small and soft*: lips, lids, the gaze.
 # That is what motion refinement is for (notebooks 6 and 7), and what splines approach from another side (notebook 2).

@@ -359,7 +359,7 @@ axis.set_ylabel("error in pixels")
 axis.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
 plt.show()
 assert errors["bending"][0] < 1.1 * errors["stiff"][0] < 0.2 * still[0]
-assert errors["bending"][1] < 0.8 * errors["stiff"][1]
+assert errors["bending"][1] < 0.75 * errors["stiff"][1]
 
 # %% [markdown]
 # Over the whole face five stiff parts, which know the same 25 true landmarks, do as well. On the lips parts that bend
@@ -501,7 +501,7 @@ assert begin_S.abs().max() < 1 and apart > 10 * moving
 # From heatmaps points learn from far fewer pairs. So the package's small presets (`Config.spline_heatmaps`) read the
 # points of splines from those instead, by `KeypointDetector(..., spread=True)`: each point begins at a random place of
 # its own (the crosses) and looks around there, as far as the circle shows for one of them. After the same 6000 pairs
-# `tiny` then has 25.1 dB instead of 22.9 dB, over the twenty people of `minimodel evaluate`.
+# the `tiny` preset with splines then has 25.1 dB instead of 22.9 dB, over the twenty people of `minimodel evaluate`.
 
 # %%
 hourglass = dict(scale=2, folded=True, base=8, levels=3, maximum=32, head_kernel=3, norm="group")

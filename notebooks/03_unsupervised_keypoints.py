@@ -454,7 +454,7 @@ assert errors[2] < 0.8 * errors[1]
 # ## A detector that asks the whole picture
 #
 # An hourglass decides about each place by what lies around it, and none of its ten points knows where the others are.
-# The best numbers of the main paper come from another kind of detector, the **motion tokens** of MTIA (*Motion
+# The numbers that the main paper compares with others (its Table 1) come from another kind of detector, the **motion tokens** of MTIA (*Motion
 # Transformer for Unsupervised Image Animation*, cited there): a transformer.
 #
 # Cut the picture into patches, each described by a vector. Put ten more vectors in front that belong to no place, one
@@ -521,7 +521,7 @@ assert torch.allclose(whole, along, atol=1e-4)
 assert (whole - behind).abs().max() > 100 * (whole - along).abs().max()
 
 # %% [markdown]
-# Trained within the whole model, on faces like the hourglass's (a few pairs less), it finds these points (`minimodel train
+# Trained within the whole model, on faces like the hourglass's (a seventh fewer pairs), it finds these points (`minimodel train
 # --prior tokens`; the README has the scores of both):
 
 # %%

@@ -75,8 +75,8 @@ plt.show()
 # %% [markdown]
 # ## The 74 points
 #
-# The 68 of the iBUG annotation, which nearly everybody uses, and six that S2D adds and doesn't name. Ours are the
-# pupils and the middles of the lids, because gaze and blinks are what the 68 say least about. Right and left are the
+# The 68 of the iBUG annotation, which nearly everybody uses, and six that S2D adds, of which it names two, the pupils. Our
+# other four are the middles of the lids, because gaze and blinks are what the 68 say least about. Right and left are the
 # subject's.
 
 # %%
@@ -128,7 +128,8 @@ show.pictures({"": torch.stack(shown)}, columns=["tip of the nose", "corner of t
 #
 # A mean can be read of any heatmap, so the detector finds a nose on a wall, too. But there the heatmap is wide.
 # `sharpness` is the share of a heatmap that lies within two of its pixels of its point, and `confidence` the mean of
-# that over the 74. (`minimodel prepare` leaves out frames below 0.4.) Of a face with its lower half covered it's the
+# that over the 74. (Below 0.4, `minimodel landmarks` and
+# `minimodel prepare --landmarks` mark a frame as one in which no face was found.) Of a face with its lower half covered it's the
 # hidden points that are unsure:
 
 # %%
@@ -292,8 +293,8 @@ print({name: round(error, 2) for name, error in mean_error(p_mean).items()})
 # %% [markdown]
 # Heatmaps twice as fine would cost four times as much, for a nose as well, which doesn't need them. So the detector looks
 # twice, as people who label faces do: it finds the face, cuts out each eye from the *photo*, a square 1.6 times as wide
-# as the eye, and finds the eye's nine points in there, by another, smaller network with heatmaps of its own. (S2D doesn't
-# say how it finds pupils. Looking again from nearby is an old way, the *cascade*: Sun, Wang, Tang, CVPR 2013.) The
+# as the eye, and finds the eye's nine points in there, by another, smaller network with heatmaps of its own. (S2D finds
+# pupils by more heatmaps of the same network, at 256 pixels. Looking again from nearby is an old way, the *cascade*: Sun, Wang, Tang, CVPR 2013.) The
 # square's middle is the mean of the outline $p_1, \dots, p_6$ that the first look found, and a place $q$ in it is the place
 #
 # $$p = \begin{pmatrix} \pm s & 0 \\ 0 & s \end{pmatrix} q + \tfrac{1}{6} \sum_{k=1}^{6} p_k$$
@@ -342,7 +343,8 @@ sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in detec
 print("parameters:", sizes)
 
 # %% [markdown]
-# `detector(film)` does both. Where a lid covers the pupil nobody can see it, and the network answers with its mean.
+# `detector(film)` does both. Where a lid covers the pupil nobody can see it; the network then answers with where a
+# pupil is on average.
 #
 # ## Measuring: how much does it tremble?
 #
@@ -449,8 +451,8 @@ ours = landmarks.lucas_kanade(clean[:1], clean[2:3], truth[:1, CORNER : CORNER +
 assert torch.allclose(in_pixels(ours)[0, 0], naive, atol=1e-3)
 
 # %% [markdown]
-# What it compares are `patches`. Around the corner of the mouth two frames earlier, at the same place now, and where
-# Lucas-Kanade has carried it, the squared differences that it makes small:
+# What it compares are `patches`. We cut three: around the corner of the mouth in one frame, at the same place two frames
+# later, and at the place to which Lucas-Kanade has carried it. The third differs less from the first than the second does:
 
 # %%
 p = truth[:1, CORNER : CORNER + 1]
@@ -626,8 +628,8 @@ assert error["labels and film"] < min(1.1 * error["before"], 1.1 * error["labels
 #    hole as the collapse in notebook 3, and the same remedy: something else must say what the points *are*. There it was
 #    reconstruction, here labels.
 # 2. `F.avg_pool1d(p_max.flatten(1).T[None], 5, 1, 2, count_include_pad=False)[0].T.view_as(p_max)`. SMS falls to less than
-#    a fifth, and the error falls too, because most places move slowly. But in the blink (frames 12 to 17) the lids are
-#    further off than before. Average nine frames, and SMS falls below the truth's: real motion is gone. A filter can't
+#    a fifth, and the error falls too, because most places move slowly. But in the blink (frames 12 to 17) the *upper*
+#    lids are further off than before, and in the two frames in which the eye is shut almost twice as far. Average nine frames, and SMS falls below the truth's: real motion is gone. A filter can't
 #    tell trembling from motion. Lucas-Kanade looks at the picture, so it can.
 # 3. It explains the change of brightness by motion, towards darker places. About half of the points fail the check, and
 #    those that pass are several times as far off. Compare patches after subtracting their means and dividing by their

@@ -170,7 +170,8 @@ assert torch.allclose(constant, plain, atol=1e-4) and not torch.allclose(mapped,
 # ## One global branch, three local ones
 #
 # A branch is an hourglass with both layers in it, `landmark_motion.MotionBranch`: on its way down AdaIN tells it $S_{lm}$,
-# on its way up $D_{lm}$, and after every step up Add_Motion joins in. Its two outputs are a flow and one logit a pixel,
+# on its way up $D_{lm}$, and at the bottom and after every step up Add_Motion joins in. Its two
+# outputs are a flow and one logit a pixel,
 # which becomes a mask. With fresh weights the face stands still, because the flow's last layer begins with zeros. What
 # the branch makes inside does depend on where the landmarks should go, as the logits show:
 
@@ -261,9 +262,7 @@ plt.show()
 # ## Equation 3: put together
 #
 # The global branch says a flow $f_G$. Each local branch says a flow $f_{L_i}$ *in its box's coordinates*, and a mask
-# $m_{L_i}$:
-#
-# Here $p$ is S2D's letter for a place, notebook 1's $z$:
+# $m_{L_i}$. With $p$, S2D's letter for a place (notebook 1's $z$), Equation 3 puts them together:
 #
 # $$F(p) = f_G(p)\,\big(1 - m_{L_i}(p)\big) + \hat f_{L_i}(p)\, m_{L_i}(p) \quad\text{inside box } i, \qquad
 # F(p) = f_G(p) \text{ elsewhere.} \tag{3}$$
@@ -350,7 +349,7 @@ assert torch.allclose(no_scale.permute(0, 2, 3, 1)[inside], -t * BOX, atol=1e-6)
 # %% [markdown]
 # ## Where does he look?
 #
-# "Local motion as subtle as gaze change can not be generated using one such network", says the paper. Let us see.
+# "Local motion as subtle as gaze change can not be generated using such one network", says the paper. Let us see.
 # Weights for everybody take most of an hour; for *one* person, a small `LandmarkMotion` learns in seconds. Its data are 64
 # pictures, 16 states with four directions of gaze each, of which any two are a pair. They are drawn once.
 
@@ -443,7 +442,7 @@ looks |= {name: warp(looking[one], flow) for name, flow in flows.items() if name
 show.pictures({name: landmark_motion.crop(picture, eye)[far] for name, picture in looks.items()})
 
 # %% [markdown]
-# The single branch doesn't try: it moves the head well enough, and at the pupils its flow is that of the face around
+# The single branch doesn't try: at the pupils its flow is that of the face around
 # them. A box's branch has nothing else to do than eyes, and sixteen pixels to do it in. (These are the six widest
 # jumps. The iris arrives; the white that it uncovers was behind a lid in the source, and is smeared: painting is the
 # generator's task.)
