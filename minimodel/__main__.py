@@ -11,7 +11,7 @@ from minimodel.bench import BenchConfig, bench
 from minimodel.evaluate import EvaluateConfig
 from minimodel.evaluate import run as evaluate
 from minimodel.prepare import LandmarksConfig, PrepareConfig, SynthesizeConfig, landmarks, prepare, synthesize
-from minimodel.train import TrainConfig, TrainingStopped, train
+from minimodel.train import TrainConfig, TrainingStopped, keep_freed_memory, train
 from minimodel.train_others import (
     AvdConfig,
     FeaturesConfig,
@@ -45,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         {name: config for name, (config, _) in COMMANDS.items()}, prog="minimodel", args=arguments
     )
     warnings.showwarning = lambda message, *_, **__: print(f"minimodel: {message}", file=sys.stderr)
+    keep_freed_memory()
     try:
         next(run for config, run in COMMANDS.values() if type(chosen) is config)(chosen)
     except (ValueError, OSError, TrainingStopped) as error:
