@@ -1,5 +1,6 @@
 """The command line: ``minimodel COMMAND --help``."""
 
+import dataclasses
 import sys
 import warnings
 
@@ -47,6 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_, **__: print(f"minimodel: {message}", file=sys.stderr)
     keep_freed_memory()
     try:
+        for field in dataclasses.fields(chosen):
+            # tyro takes an option of many values without any, which only means something where it is the default.
+            if getattr(chosen, field.name) == () != field.default:
+                raise ValueError(f"--{field.name}: none given")
         next(run for config, run in COMMANDS.values() if type(chosen) is config)(chosen)
     except (ValueError, OSError, TrainingStopped) as error:
         print(f"minimodel: {error}", file=sys.stderr)

@@ -58,8 +58,6 @@ class EvaluateConfig:
 
 def run(config: EvaluateConfig) -> dict[str, "Scores"]:
     """Print a table for each data set and return the scores."""
-    if not config.data:
-        raise ValueError("--data: none given")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = AnimationModel.load(config.weights).to(device)
     size = model.config.image_size if config.size is None else config.size

@@ -25,7 +25,7 @@ from minimodel.blocks import StridedBlock
 from minimodel.features import FaceFeatures, load_features
 from minimodel.landmarks import LANDMARKS, LandmarkDetector, sharpness
 from minimodel.landmarks import SIZE as LANDMARK_SIZE
-from minimodel.saving import fill, find_weights, make_metadata, read_metadata, write_weights
+from minimodel.saving import fill, find_weights, make_metadata, read_config, write_weights
 
 SIZE = 64  # side of the pictures that the reader sees
 ROTATION = ("yaw", "pitch", "roll")
@@ -107,8 +107,12 @@ class FaceReader(nn.Module):
     def load(cls, name_or_path: str | Path = "judges") -> "FaceReader":
         """The shipped reader, or a file written by `save`; on the CPU, in evaluation mode."""
         path = find_weights(name_or_path, ["judges"])
-        sizes = json.loads(read_metadata(path, "judges")["config"])
-        reader = cls(ReaderConfig(**sizes | dict(widths=tuple(sizes["widths"]))))
+
+        def config(text: str) -> ReaderConfig:
+            sizes = json.loads(text)
+            return ReaderConfig(**sizes | dict(widths=tuple(sizes["widths"])))
+
+        reader = cls(read_config(path, "judges", config))
         fill(reader, path)
         return reader.eval()
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from minimodel.blocks import ConvBlock, Hourglass
 from minimodel.keypoints import gaussian_heatmaps, soft_argmax
-from minimodel.saving import fill, find_weights, make_metadata, read_metadata, write_weights
+from minimodel.saving import fill, find_weights, make_metadata, read_config, write_weights
 from minimodel.warping import full_precision, identity_grid, resize_flow
 
 LANDMARKS = 74  # the 68 iBUG points, two pupils, four middles of eyelids
@@ -193,7 +193,7 @@ class LandmarkDetector(nn.Module):
     def load(cls, name_or_path: str | Path = "landmarks") -> "LandmarkDetector":
         """The shipped detector, or a file written by `save`; on the CPU, in evaluation mode."""
         path = find_weights(name_or_path, ["landmarks"])
-        detector = cls(DetectorConfig(**json.loads(read_metadata(path, "landmarks")["config"])))
+        detector = cls(read_config(path, "landmarks", lambda text: DetectorConfig(**json.loads(text))))
         fill(detector, path)
         return detector.eval()
 

@@ -24,7 +24,7 @@ from minimodel.keypoints import KeypointDetector, SplineDetector
 from minimodel.landmark_motion import LandmarkMotion
 from minimodel.landmarks import LANDMARKS, LandmarkDetector
 from minimodel.refinement import MotionRefiner, UpdaterWidths
-from minimodel.saving import fill, find_weights, make_metadata, read_metadata, write_weights
+from minimodel.saving import fill, find_weights, make_metadata, read_config, write_weights
 from minimodel.tokens import TokenDetector
 from minimodel.warping import resize_flow, warp
 
@@ -601,11 +601,7 @@ class AnimationModel(nn.Module):
     def load(cls, name_or_path: str | Path) -> "AnimationModel":
         """A shipped model by name, or a file written by `save`; on the CPU, in evaluation mode."""
         path = find_weights(name_or_path)
-        try:
-            config = Config.from_json(read_metadata(path)["config"])
-        except TypeError as error:
-            raise ValueError(f"{path}: weights of another version of minimodel ({error})") from error
-        model = cls(config)
+        model = cls(read_config(path, "animation", Config.from_json))
         fill(model, path)
         return model.eval()
 

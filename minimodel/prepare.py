@@ -66,7 +66,7 @@ def prepare(config: PrepareConfig) -> list[Path]:
             raise ValueError(f"{path}: no such file or folder")
         files += sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEOS) if path.is_dir() else [path]
     if not files:
-        raise ValueError(f"{config.videos[0]}: holds no videos" if config.videos else "--videos: none given")
+        raise ValueError(f"{config.videos[0]}: holds no videos")
     named = {file.stem: file for file in files}
     for file in files:
         other = named[file.stem]

@@ -1,11 +1,14 @@
 """Weight files: safetensors that say what they hold, so that loading needs neither pickles nor guesses."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
+Built = TypeVar("Built")
 WEIGHTS = Path(__file__).parent / "weights"
 FORMAT_VERSION = "1"
 OTHER_NETWORKS = ("avd-", "features", "judges", "landmarks")  # how files begin that don't hold an animation model
@@ -20,6 +23,16 @@ def write_weights(network: nn.Module, path: str | Path, metadata: dict[str, str]
     # safetensors' own save_file would leave a file that only its owner can read.
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
     Path(path).write_bytes(save(state, metadata=metadata))
+
+
+def read_config(path: Path, kind: str, build: Callable[[str], Built]) -> Built:
+    """What ``build`` makes of the configuration that a weight file of ours holds; a ValueError in one line if it is
+    another version's."""
+    text = read_metadata(path, kind)["config"]
+    try:
+        return build(text)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path}: weights of another version of minimodel ({error})") from error
 
 
 def read_metadata(path: Path, kind: str = "animation") -> dict[str, str]:

@@ -135,8 +135,6 @@ class TrainConfig:
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("give either --steps or --minutes: how long to train")
         check_positive(self, "steps", "minutes", "batch", "learning_rate")
-        if not self.data:
-            raise ValueError("--data: none given")
         if not 0 <= self.average < 1:
             raise ValueError(f"--average is {self.average}: expected 0 or more, and less than 1")
         if self.workers < 0:

@@ -73,8 +73,8 @@ assert 0 < (255 * (again - source[0]).abs()).max() <= 0.51
 #
 # With two different people there is nothing to compare with. So the field does this: take the first frame of a video as
 # the photo, and rebuild the *rest of the same video*. Now the right answer is known. Every score of an animation
-# in this course stands beside that of the simplest thing one could do, *copying*: leave the photo as it is. (PSNR is explained in a later notebook;
-# one decibel more means a fifth less squared error.)
+# in this course stands beside that of the simplest thing one could do, *copying*: leave the photo as it is. (PSNR is
+# explained in a later notebook; one decibel more means a fifth less squared error.)
 
 # %%
 clip = synthetic.render(synthetic.Faces(people[0], speech), 64)
@@ -189,9 +189,9 @@ assert errors[0] > 2 * errors[1] > 2 * errors[2]
 # isn't in the picture.
 #
 # Beside the flow, the renderer knows 74 landmarks and which part of the face each pixel belongs to. This model is never
-# given any of it. (Indirectly it profits:
-# the features by which its training compares pictures, notebook 9, once learnt to tell parts and landmarks of such faces, as
-# the papers' VGG-19 learnt from labelled photographs.) Here we use it to *check* the model.
+# given any of it. (Indirectly it profits: the features by which its training compares pictures, notebook 9, once learnt to
+# tell parts and landmarks of such faces, as the papers' VGG-19 learnt from labelled photographs.) Here we use it to *check*
+# the model.
 
 # %%
 import matplotlib.pyplot as plt

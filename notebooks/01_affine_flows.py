@@ -403,8 +403,8 @@ assert turned > 0.3 * still
 #
 # Without a renderer, somebody else must draw the masks. `DenseMotion` sees, for each part, (a) the difference of two
 # soft dots, where its point came to minus where it left from, and (b) the source warped by that part's flow alone, like
-# the pictures above. So all the pictures that it compares are already in the driving frame's pose. It never sees the driving frame
-# itself: points and matrices are all that travels from one face to the other. An hourglass network turns this stack
+# the pictures above. So all the pictures that it compares are already in the driving frame's pose. It never sees the
+# driving frame itself: points and matrices are all that travels from one face to the other. An hourglass network turns this stack
 # into eleven masks and an *occlusion* map: can the source show this pixel at all? (Notebook 8 uses that.)
 #
 # First a small one with fresh weights, on our points and matrices. It answers with a `CoarseMotion`, which keeps the

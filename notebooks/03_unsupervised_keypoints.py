@@ -454,8 +454,8 @@ assert errors[2] < 0.8 * errors[1]
 # ## A detector that asks the whole picture
 #
 # An hourglass decides about each place by what lies around it, and none of its ten points knows where the others are.
-# The numbers that the main paper compares with others (its Table 1) come from another kind of detector, the **motion tokens** of MTIA (*Motion
-# Transformer for Unsupervised Image Animation*, cited there): a transformer.
+# The numbers that the main paper compares with others (its Table 1) come from another kind of detector, the **motion
+# tokens** of MTIA (*Motion Transformer for Unsupervised Image Animation*, cited there): a transformer.
 #
 # Cut the picture into patches, each described by a vector. Put ten more vectors in front that belong to no place, one
 # for each point, and ten for the matrices. In every layer each vector $i$ asks all vectors $j$ a question $q_i$, they

@@ -128,9 +128,8 @@ show.pictures({"": torch.stack(shown)}, columns=["tip of the nose", "corner of t
 #
 # A mean can be read of any heatmap, so the detector finds a nose on a wall, too. But there the heatmap is wide.
 # `sharpness` is the share of a heatmap that lies within two of its pixels of its point, and `confidence` the mean of
-# that over the 74. (Below 0.4, `minimodel landmarks` and
-# `minimodel prepare --landmarks` mark a frame as one in which no face was found.) Of a face with its lower half covered it's the
-# hidden points that are unsure:
+# that over the 74. (Below 0.4, `minimodel landmarks` and `minimodel prepare --landmarks` mark a frame as one in
+# which no face was found.) Of a face with its lower half covered it's the hidden points that are unsure:
 
 # %%
 seen = {
@@ -294,8 +293,8 @@ print({name: round(error, 2) for name, error in mean_error(p_mean).items()})
 # Heatmaps twice as fine would cost four times as much, for a nose as well, which doesn't need them. So the detector looks
 # twice, as people who label faces do: it finds the face, cuts out each eye from the *photo*, a square 1.6 times as wide
 # as the eye, and finds the eye's nine points in there, by another, smaller network with heatmaps of its own. (S2D finds
-# pupils by more heatmaps of the same network, at 256 pixels. Looking again from nearby is an old way, the *cascade*: Sun, Wang, Tang, CVPR 2013.) The
-# square's middle is the mean of the outline $p_1, \dots, p_6$ that the first look found, and a place $q$ in it is the place
+# pupils by more heatmaps of the same network, at 256 pixels. Looking again from nearby is an old way, the *cascade*: Sun,
+# Wang, Tang, CVPR 2013.) The square's middle is the mean of the outline $p_1, \dots, p_6$ that the first look found, and a place $q$ in it is the place
 #
 # $$p = \begin{pmatrix} \pm s & 0 \\ 0 & s \end{pmatrix} q + \tfrac{1}{6} \sum_{k=1}^{6} p_k$$
 #
@@ -629,8 +628,9 @@ assert error["labels and film"] < min(1.1 * error["before"], 1.1 * error["labels
 #    reconstruction, here labels.
 # 2. `F.avg_pool1d(p_max.flatten(1).T[None], 5, 1, 2, count_include_pad=False)[0].T.view_as(p_max)`. SMS falls to less than
 #    a fifth, and the error falls too, because most places move slowly. But in the blink (frames 12 to 17) the *upper*
-#    lids are further off than before, and in the two frames in which the eye is shut almost twice as far. Average nine frames, and SMS falls below the truth's: real motion is gone. A filter can't
-#    tell trembling from motion. Lucas-Kanade looks at the picture, so it can.
+#    lids are further off than before, and in the two frames in which the eye is shut almost twice as far. Average nine
+#    frames, and SMS falls below the truth's: real motion is gone. A filter can't tell trembling from motion. Lucas-Kanade
+#    looks at the picture, so it can.
 # 3. It explains the change of brightness by motion, towards darker places. About half of the points fail the check, and
 #    those that pass are several times as far off. Compare patches after subtracting their means and dividing by their
 #    deviations, or carry the gradient's direction instead of the colours.

@@ -171,8 +171,7 @@ assert torch.allclose(constant, plain, atol=1e-4) and not torch.allclose(mapped,
 #
 # A branch is an hourglass with both layers in it, `landmark_motion.MotionBranch`: on its way down AdaIN tells it $S_{lm}$,
 # on its way up $D_{lm}$, and at the bottom and after every step up Add_Motion joins in. Its two
-# outputs are a flow and one logit a pixel,
-# which becomes a mask. With fresh weights the face stands still, because the flow's last layer begins with zeros. What
+# outputs are a flow and one logit a pixel, which becomes a mask. With fresh weights the face stands still, because the flow's last layer begins with zeros. What
 # the branch makes inside does depend on where the landmarks should go, as the logits show:
 
 # %%

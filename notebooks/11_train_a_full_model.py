@@ -191,8 +191,9 @@ show.pictures({"": torch.cat([S[:1], *(i[:1] for i in shown.values()), D[:1]])},
 # (The numbers are steps.) The loop works. `minimodel.train.train` is the same loop, plus what a real run needs:
 # thousands of pairs, a moving average of the weights, checkpoints that a power cut can't damage, several GPUs. It also asks
 # the picture as the generator made it, before the last gate mixed the warped source in (`Output.painted`, notebook 8), to
-# look like $D$, or the generator would hardly learn where that gate is open. And one thing to save time: two steps of three train *motion alone*. They compare $D$ with the source as the coarse flow and the
-# refined one move it, and spare themselves the generator, which can't be better than the flows that it is given.
+# look like $D$, or the generator would hardly learn where that gate is open. And one thing to save time: two steps of three
+# train *motion alone*. They compare $D$ with the source as the coarse flow and the refined one move it, and spare themselves
+# the generator, which can't be better than the flows that it is given.
 #
 # ## Train
 #
@@ -396,7 +397,7 @@ show.pictures({"driving": video[::3], **{f"person {n}": m[::3] for n, m in zip((
 # are not enough: NPMR is hardly better than copying (19.54 dB, 3.53 pixels), where the paper, which trains for a
 # day on four GPUs, has it just behind the affine prior.
 #
-# Does refinement help, beyond what seeds do? Compare each of its nine runs with the run of the same prior and seed that has
+# Does refinement help, beyond what seeds do? Compare each of the nine runs that have it and a prior with the run of the same prior and seed that has
 # none:
 
 # %%
@@ -417,8 +418,9 @@ for name, row, before in zip(("L1", "PSNR", "flow, face"), gains, coarse_only.me
     print(f"{name:>10}: {row.mean() / before:+.1%}, t = {t:.1f}; better in {(row * row.mean() > 0).sum()} of 9 runs")
 
 # %% [markdown]
-# (With nine runs, a $|t|$ above 2.3 comes by chance once in twenty times.) It makes the flow truer and L1 smaller, by more
-# than chance. PSNR says nothing at all, where the paper gains about 0.5 dB with every prior. By region: the mouth gains 5, 10
+# (With nine runs, a $|t|$ above 2.3 comes by chance once in twenty times.) Refinement makes the flow truer and L1
+# smaller, by more than chance; with affine parts alone three seeds don't show it, as one of them loses in everything. In PSNR
+# nothing is gained, where the paper gains about 0.5 dB with every prior. By region: the mouth gains 5, 10
 # and 3 % with affine parts, splines and tokens; the eyes gain 4 and 6 % with affine parts and tokens and lose 4 % with splines.
 # Notebook 7 says why so little is left to gain.
 #

@@ -123,6 +123,8 @@ CASES = [
     ("evaluate", EVALUATE, dict(size="-64"), "-64"),
     ("prepare", PREPARE, dict(videos=""), "--videos: none given"),
     ("prepare", PREPARE, dict(videos="clips/a.mp4 others/a.mp4"), "would have the same names; rename one of them"),
+    ("avd", AVD, dict(data=""), "--data: none given"),
+    ("ablate", ABLATE, dict(rows=""), "--rows: none given"),
     ("avd", AVD, dict(weights="tiny-s2d"), "tiny-s2d: moves by landmarks"),
     # animate
     ("animate", ANIMATE, dict(output="clips/a.mp4"), "clips/a.mp4: is what the film is to be made from"),
@@ -305,14 +307,16 @@ def test_sizes_that_films_cannot_have(place, capsys, options, message):
     assert message in line
 
 
-def test_weights_of_another_version_are_named(place, capsys):
-    with safe_open("model.safetensors", framework="pt") as weights:
+@pytest.mark.parametrize("command, name", [("evaluate", "model"), ("landmarks", "detector")])
+def test_weights_of_another_version_are_named(place, capsys, command, name):
+    path = f"{name}.safetensors"
+    with safe_open(path, framework="pt") as weights:
         metadata = weights.metadata()
     config = json.loads(metadata["config"]) | dict(invented_later=1)
-    save_file(load_file("model.safetensors"), "model.safetensors", metadata | dict(config=json.dumps(config)))
-    assert main(words("evaluate", EVALUATE, {})) == 2
+    save_file(load_file(path), path, metadata | dict(config=json.dumps(config)))
+    assert main(words(command, dict(evaluate=EVALUATE, landmarks=LANDMARKS)[command], {})) == 2
     (line,) = complaints(capsys.readouterr().err)
-    assert "model.safetensors: weights of another version of minimodel" in line and "invented_later" in line
+    assert f"{path}: weights of another version of minimodel" in line and "invented_later" in line
 
 
 def test_stopping_by_hand_is_no_traceback(capsys, monkeypatch):
