@@ -26,6 +26,7 @@ from tqdm import tqdm
 from minimodel.evaluate import evaluate, load_evaluation
 from minimodel.features import load_features
 from minimodel.model import PRESETS
+from minimodel.saving import whole_file
 from minimodel.train import TrainConfig, TrainingStopped, Weights, train
 
 BATCH = 8
@@ -371,10 +372,8 @@ def shown(mean: float | None, deviation: float | None = None) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Whole or not at all, for whoever is killed or reads in between."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text)
 
 
 def _known(what: str, name: str, known: dict) -> None:

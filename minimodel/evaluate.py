@@ -5,6 +5,7 @@ Notebook: ``notebooks/11_train_a_full_model.ipynb``.
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from minimodel.features import load_features, load_lpips
 from minimodel.judges import Verdict, load_judges
 from minimodel.landmarks import LandmarkDetector
 from minimodel.model import AnimationModel
+from minimodel.saving import whole_file
 from minimodel.warping import identity_grid, to_pixels, warp
 
 # The frozen benchmark: changing any of these, or the renderer, makes all earlier numbers incomparable.
@@ -62,10 +64,6 @@ def run(config: EvaluateConfig) -> dict[str, "Scores"]:
     model = AnimationModel.load(config.weights).to(device)
     size = model.config.image_size if config.size is None else config.size
     model.check_size(size, size)
-    if config.output is not None:  # what can't be written should be known before minutes of work
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-        if config.output.is_dir():
-            raise ValueError(f"{config.output}: is a directory, expected the name of a file to write")
     if model.config.prior == "landmarks":
         model.prior.use_detector(LandmarkDetector.load().to(device))
     features, judges, learned = load_features().to(device), load_judges().to(device), None
@@ -73,22 +71,23 @@ def run(config: EvaluateConfig) -> dict[str, "Scores"]:
         network, weights = load_lpips(config.lpips)
         learned = partial(metrics.lpips, network.to(device), [weight.to(device) for weight in weights])
     scores = {}
-    for name in config.data:
-        if name in CROSS:
-            clips = cross_clips(name, size)
-            scores[name] = evaluate_transfer(model, clips, find_avd(config.weights, model), judges=judges)
-            frames = sum(len(clip.driving) - 1 for clip in clips)
-        else:
-            clips = load_evaluation(name, size)
-            if config.find_landmarks:
-                clips = [replace(clip, landmarks=None) for clip in clips]
-            scores[name] = evaluate(model, clips, features, judges=judges, lpips=learned)
-            frames = sum(len(clip.frames) - 1 for clip in clips)
-        print(f"\n{config.weights} on {name}: {len(clips)} clips, {frames} frames of {size} x {size}\n")
-        print(scores[name].table())
-    if config.output is not None:
-        rows = {name: score.rows for name, score in scores.items()}
-        config.output.write_text(json.dumps(dict(weights=config.weights, size=size, scores=rows), indent=2) + "\n")
+    with nullcontext() if config.output is None else whole_file(config.output) as unfinished:
+        for name in config.data:
+            if name in CROSS:
+                clips = cross_clips(name, size)
+                scores[name] = evaluate_transfer(model, clips, find_avd(config.weights, model), judges=judges)
+                frames = sum(len(clip.driving) - 1 for clip in clips)
+            else:
+                clips = load_evaluation(name, size)
+                if config.find_landmarks:
+                    clips = [replace(clip, landmarks=None) for clip in clips]
+                scores[name] = evaluate(model, clips, features, judges=judges, lpips=learned)
+                frames = sum(len(clip.frames) - 1 for clip in clips)
+            print(f"\n{config.weights} on {name}: {len(clips)} clips, {frames} frames of {size} x {size}\n")
+            print(scores[name].table())
+        if unfinished is not None:
+            rows = {name: score.rows for name, score in scores.items()}
+            unfinished.write_text(json.dumps(dict(weights=config.weights, size=size, scores=rows), indent=2) + "\n")
     return scores
 
 

@@ -4,7 +4,6 @@ Notebook: ``notebooks/11_train_a_full_model.ipynb``.
 """
 
 import io
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from minimodel.data import synthetic
 from minimodel.data.video import VIDEOS, Clip, VideoWriter
 from minimodel.landmarks import SIZE, LandmarkDetector, confidence
+from minimodel.saving import whole_file
 from minimodel.show import save_picture
 
 LOOKS = 5  # frames of a clip in which the face is sought
@@ -258,14 +258,10 @@ def save_landmarks(
     file = io.BytesIO()
     about = dict(size=size, fps=fps.as_integer_ratio())
     np.savez_compressed(file, landmarks=points.numpy(), found=found.numpy(), **about)
-    unfinished = path.with_name(f".unfinished-{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(file.getvalue())
-        os.replace(unfinished, path)
+        with whole_file(path) as unfinished:
+            unfinished.write_bytes(file.getvalue())
     except OSError as error:
-        if unfinished.parent.is_dir():
-            unfinished.unlink(missing_ok=True)
         raise ValueError(f"{path}: can't be written ({error.strerror})") from error
 
 

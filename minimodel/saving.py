@@ -1,6 +1,9 @@
-"""Weight files: safetensors that say what they hold, so that loading needs neither pickles nor guesses."""
+"""Files that are written whole or not at all; and weight files: safetensors that say what they hold, so that loading
+needs neither pickles nor guesses."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +15,22 @@ Built = TypeVar("Built")
 WEIGHTS = Path(__file__).parent / "weights"
 FORMAT_VERSION = "1"
 OTHER_NETWORKS = ("avd-", "features", "judges", "landmarks")  # how files begin that don't hold an animation model
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write what shall be in ``path``, whole or not at all: it takes that name when all went well, and else it
+    is gone. What can't be written is known on entering, before minutes of work."""
+    if path.is_dir():
+        raise ValueError(f"{path}: is a directory, expected the name of a file to write")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    unfinished.touch()
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def make_metadata(config: str, **more: str) -> dict[str, str]:

@@ -462,6 +462,7 @@ def train(config: TrainConfig, **sizes) -> AnimationModel:
                 buffer.copy_(before)
             if log is not None:
                 checkpoint()
+                log.progress.close()  # or the message would stand on its line
             raise TrainingStopped(
                 f"loss or gradient is not finite in step {state.step + 1}: stopped; the state before it is saved in"
                 f" {config.output}; a lower --learning-rate may help"

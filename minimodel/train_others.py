@@ -8,17 +8,14 @@ Notebooks: ``notebooks/04_landmarks_on_video.ipynb``, ``notebooks/09_losses_and_
 import dataclasses
 import itertools
 import math
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -44,6 +41,7 @@ from minimodel.landmarks import (
     spoil,
 )
 from minimodel.model import AnimationModel, Motion
+from minimodel.saving import make_metadata, whole_file, write_weights
 from minimodel.train import PairStream, TrainConfig, check_positive, step_generator
 from minimodel.transfer import AvdNetwork, avd, avd_path, deformed, flatten, join, take
 from minimodel.warping import from_pixels
@@ -65,22 +63,6 @@ def training_steps(
                 group["lr"] = rate * (1 + math.cos(math.pi * progress)) / 2
             yield step, bar
             bar.update()
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Where to write what shall be in ``path``, whole or not at all: it takes that name when all went well, and else it
-    is gone. What can't be written is known on entering, before minutes of work."""
-    if path.is_dir():
-        raise ValueError(f"{path}: is a directory, expected the name of a file to write")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    unfinished.touch()
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def fast_autocast(device: torch.device) -> torch.autocast:
@@ -152,7 +134,7 @@ def train_features(config: FeaturesConfig) -> dict[str, float]:
                 right.append((logits.argmax(1) == parsing).float().mean().item())
                 error.append((points - landmarks).norm(dim=-1).mean().item() * size / 2)
         features.scale.copy_(sizes)
-        save_file({name: value.contiguous() for name, value in features.cpu().state_dict().items()}, unfinished)
+        write_weights(features.cpu(), unfinished, make_metadata("{}", kind="features"))
     scores = {"parsing accuracy": sum(right) / 10, "landmark error (px)": sum(error) / 10}
     print(scores)
     return scores
@@ -187,29 +169,30 @@ def train_avd(config: AvdConfig) -> AvdNetwork:
     if model.config.prior == "landmarks":
         raise ValueError(f"{config.weights}: moves by landmarks; avd is for models that find their own points")
     path = avd_path(config.weights)
-    source, driving = motion_pairs(model, config, device)
-    torch.manual_seed(config.seed)
-    network = AvdNetwork(source.points.shape[1], with_affine=source.affine is not None).to(device)
-    rows = flatten(driving)
-    network.mean.copy_(rows.mean(0))
-    network.std.copy_(rows.std(0).clamp_min(0.01))  # numbers that never change would be blown up
-    optimizer = torch.optim.Adam(network.parameters(), lr=AVD_RATE)
-    generator = step_generator(config.seed, 0)
-    bar = tqdm(range(config.steps), unit=" steps", dynamic_ncols=True, desc="training")
-    for step in bar:
-        optimizer.param_groups[0]["lr"] = AVD_RATE * (1 - step / config.steps)
-        chosen = torch.randint(len(rows), (config.batch,), generator=generator).to(device)
-        shape, wanted = (take(motion, chosen) for motion in (source, driving))
-        made = avd(shape, deformed(wanted, generator), network)
-        loss = F.l1_loss(made.points, wanted.points)
-        if wanted.affine is not None:
-            loss = loss + F.l1_loss(made.affine, wanted.affine)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step % 100 == 0:
-            bar.set_postfix_str(f"loss {loss.item():.4f}")
-    network.eval().save(path, model=model)
+    with whole_file(path) as unfinished:
+        source, driving = motion_pairs(model, config, device)
+        torch.manual_seed(config.seed)
+        network = AvdNetwork(source.points.shape[1], with_affine=source.affine is not None).to(device)
+        rows = flatten(driving)
+        network.mean.copy_(rows.mean(0))
+        network.std.copy_(rows.std(0).clamp_min(0.01))  # numbers that never change would be blown up
+        optimizer = torch.optim.Adam(network.parameters(), lr=AVD_RATE)
+        generator = step_generator(config.seed, 0)
+        bar = tqdm(range(config.steps), unit=" steps", dynamic_ncols=True, desc="training")
+        for step in bar:
+            optimizer.param_groups[0]["lr"] = AVD_RATE * (1 - step / config.steps)
+            chosen = torch.randint(len(rows), (config.batch,), generator=generator).to(device)
+            shape, wanted = (take(motion, chosen) for motion in (source, driving))
+            made = avd(shape, deformed(wanted, generator), network)
+            loss = F.l1_loss(made.points, wanted.points)
+            if wanted.affine is not None:
+                loss = loss + F.l1_loss(made.affine, wanted.affine)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if step % 100 == 0:
+                bar.set_postfix_str(f"loss {loss.item():.4f}")
+        network.eval().save(unfinished, model=model)
     print(f"wrote {path}")
     return network
 

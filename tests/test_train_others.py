@@ -40,7 +40,6 @@ from minimodel.train_others import (
     train_landmarks,
     training_steps,
     two_pictures,
-    whole_file,
 )
 from minimodel.transfer import AvdNetwork, avd, deformed
 from tests.test_train import SIZES, face_clips
@@ -69,23 +68,6 @@ def test_a_run_ends_in_time_and_its_rate_falls_as_half_a_cosine(monkeypatch, cap
     assert seen == [(step, pytest.approx(rate), pytest.approx(rate)) for step, rate in enumerate(rates)]
     last = capsys.readouterr().err.split("\r")[-1]
     assert f"in step {len(done) - 1}" in last and ("8/8" if by == "steps" else "7 steps") in last
-
-
-def test_a_file_is_there_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "new" / "file"
-    for content in ("one", "two"):
-        with whole_file(path) as unfinished:
-            unfinished.write_text(content)
-            assert not path.exists() or path.read_text() == "one"
-        assert path.read_text() == content and list(path.parent.iterdir()) == [path]
-    with pytest.raises(KeyboardInterrupt), whole_file(path) as unfinished:
-        unfinished.write_text("half of")
-        raise KeyboardInterrupt
-    assert path.read_text() == "two" and list(path.parent.iterdir()) == [path]
-    for place, error, message in ((path.parent, ValueError, "is a directory"), (path / "below", OSError, "new/file")):
-        with pytest.raises(error, match=message), whole_file(place):
-            pytest.fail("nothing should be begun that can't be kept")
-    assert path.read_text() == "two" and list(path.parent.iterdir()) == [path]
 
 
 # ------------------------------------------------------------------------------------------------------------- features

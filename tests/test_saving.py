@@ -1,0 +1,22 @@
+"""Files that are written whole or not at all."""
+
+import pytest
+
+from minimodel.saving import whole_file
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "file"
+    for content in ("one", "two"):
+        with whole_file(path) as unfinished:
+            unfinished.write_text(content)
+            assert not path.exists() or path.read_text() == "one"
+        assert path.read_text() == content and list(path.parent.iterdir()) == [path]
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as unfinished:
+        unfinished.write_text("half of")
+        raise KeyboardInterrupt
+    assert path.read_text() == "two" and list(path.parent.iterdir()) == [path]
+    for place, error, message in ((path.parent, ValueError, "is a directory"), (path / "below", OSError, "new/file")):
+        with pytest.raises(error, match=message), whole_file(place):
+            pytest.fail("nothing should be begun that can't be kept")
+    assert path.read_text() == "two" and list(path.parent.iterdir()) == [path]
