@@ -599,6 +599,8 @@ for axis, (name, kind, w) in zip(axes, cases, strict=True):
     axis.imshow(scores, extent=(-12.5, 12.5, 12.5, -12.5))
     axis.plot(*true_t, "o", markersize=12, markerfacecolor="none", markeredgecolor="w")
     axis.set_title(f"{name}, {w}")
+    axis.set_xlabel("shift to the right, pixels")
+axes[0].set_ylabel("downwards, pixels")
 plt.show()
 assert (best["cosines", "wall"] - true_t).norm() < 1
 assert (best["squares", "all pixels"] - true_t).norm() > 1.5  # the head pulls

@@ -327,7 +327,7 @@ def slip(p_S, p_D):
 
 inner = [30, 36, 39, 42, 45, 21, 22, 33, 48, 54]  # landmarks well inside the face, to test the test
 true_points = [synthetic.landmarks(people)[:, inner] for people in (source, driving)]
-assert slip(*true_points) < 0.15 and slip(true_points[1], true_points[1]) == 1
+assert slip(*true_points) < 0.15
 
 # %%
 with torch.no_grad():
@@ -400,7 +400,7 @@ p = known[1][0]
 alone = [losses.equivariance_points(p[:, k : k + 1], q[:, k : k + 1], transform) for k in range(p.shape[1])]
 best = int(torch.stack(alone).argmin())
 copies = [x[:, best : best + 1].expand_as(x) for x in (p, q)]
-assert losses.equivariance_points(*copies, transform) <= losses.equivariance_points(p, q, transform) + 1e-6
+assert losses.equivariance_points(*copies, transform) < 0.8 * losses.equivariance_points(p, q, transform)
 
 
 # %% [markdown]

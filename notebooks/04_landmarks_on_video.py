@@ -235,11 +235,8 @@ def draw_reading(right, sigma):
     figure, axis = plt.subplots(figsize=(3.2, 3.2))
     axis.imshow(heatmap[0, 0], cmap="gray")
     mean = soft_argmax(heatmap.clamp_min(1e-12).log())[0]
-    for points, name, color in (
-        (place, "true", "tab:green"),
-        (argmax(heatmap), "maximum", "tab:orange"),
-        (mean, "mean", "tab:red"),
-    ):
+    show.dots(axis, place[0], (9, 9), facecolors="none", edgecolors="lime", linewidths=1.5, label="true", s=120)
+    for points, name, color in ((argmax(heatmap), "maximum", "tab:orange"), (mean, "mean", "tab:red")):
         show.dots(axis, points[0], (9, 9), color=color, label=name, s=40)
     axis.legend(fontsize=7)
     axis.set_axis_off()
@@ -519,8 +516,8 @@ assert torch.allclose(ours, registration_naive(film[:1], film[1:2], p_mean[:1], 
 #
 # The labels come from other faces: 48 rendered ones with their landmarks. The film, on which we also measure, has none:
 # its truth is only used for measuring. Three copies of the detector learn for twenty steps each: from the labelled faces
-# alone, from these (which count twice) and the film together, and from the film alone. Points are found in frames with
-# new grain each time, and carried over in the film as it is.
+# alone (by the loss of points; their heatmaps are good already), from these (which count twice) and the film together,
+# and from the film alone. Points are found in frames with new grain each time, and carried over in the film as it is.
 
 # %%
 others = synthetic.Faces.sample(48, seed=77)

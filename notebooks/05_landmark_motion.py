@@ -720,7 +720,7 @@ def opening(points):
 
 def height(points):
     """Of the brows above the bridge of the nose, in pixels."""
-    return (points[:, 27:31, 1] - points[:, 17:21, 1]).mean() * SIZE / 2
+    return (points[:, 27:31, 1] - points[:, 17:27, 1].mean(1, keepdim=True)).mean() * SIZE / 2
 
 
 @torch.no_grad()
