@@ -27,7 +27,7 @@ class BenchConfig:
     """Time rendering and training with random weights."""
 
     presets: tuple[str, ...] = ("tiny", "small", "paper")
-    """Which presets."""
+    """Which presets: tiny, small, paper."""
     system: str = "mrfa"
     """Which system: mrfa, fomm, npmr, tpsm or s2d."""
     prior: str | None = None

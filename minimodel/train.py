@@ -98,9 +98,9 @@ class TrainConfig:
     prior: str | None = None
     """Replaces the system's prior: affine, tps, tokens, landmarks or none."""
     refine: bool | None = None
-    """Switches the system's refinement."""
+    """Switches the system's refinement on or off."""
     generator: str | None = None
-    """Replaces the system's generator."""
+    """Replaces the system's generator: unet, inpainting or residual."""
     steps: int | None = None
     """Stop after this many steps ..."""
     minutes: float | None = None
@@ -114,7 +114,8 @@ class TrainConfig:
     """Begin with the weights of this model, by name or file, rather than at random; preset, prior, refinement and
     generator must be the same."""
     features: str | None = None
-    """Of the perceptual loss: faces, vgg19 or a file with VGG-19's weights."""
+    """Of the perceptual loss: faces (shipped), vgg19 (downloaded once, 550 MB) or a file with VGG-19's weights. Unless
+    given, faces for tiny and vgg19 for the others."""
     augment: bool = True
     """Change pairs of real video at random ..."""
     augmentation: Augmentation = Augmentation()
