@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from minimodel import metrics, show, transfer
 from minimodel.data import synthetic
 from minimodel.data.video import Clip, find_clips, fit
-from minimodel.features import load_features, load_lpips
+from minimodel.features import load_features, load_inception, load_lpips
 from minimodel.judges import Verdict, load_judges
 from minimodel.landmarks import LandmarkDetector
 from minimodel.model import AnimationModel
@@ -56,6 +56,9 @@ class EvaluateConfig:
     lpips: str | None = None
     """Measure LPIPS as well, where faces drive themselves: "alex" downloads AlexNet's weights, anything else is a file
     with them."""
+    inception: str | None = None
+    """Measure FID by the published network as well, where others drive: "inception" downloads its weights, anything
+    else is a file with them."""
 
 
 def run(config: EvaluateConfig) -> dict[str, "Scores"]:
@@ -70,12 +73,15 @@ def run(config: EvaluateConfig) -> dict[str, "Scores"]:
     if config.lpips is not None:
         network, weights = load_lpips(config.lpips)
         learned = partial(metrics.lpips, network.to(device), [weight.to(device) for weight in weights])
+    published = None if config.inception is None else load_inception(config.inception).to(device)
     scores = {}
     with nullcontext() if config.output is None else whole_file(config.output) as unfinished:
         for name in config.data:
             if name in CROSS:
                 clips = cross_clips(name, size)
-                scores[name] = evaluate_transfer(model, clips, find_avd(config.weights, model), judges=judges)
+                scores[name] = evaluate_transfer(
+                    model, clips, find_avd(config.weights, model), judges=judges, inception=published
+                )
                 frames = sum(len(clip.driving) - 1 for clip in clips)
             else:
                 clips = load_evaluation(name, size)
@@ -329,6 +335,7 @@ def evaluate_transfer(
     network: transfer.AvdNetwork | None = None,
     *,
     judges: nn.Module | None = None,
+    inception: Callable[[Tensor], Tensor] | None = None,
 ) -> Scores:
     """Cross-identity animation against the true answer, a line for each way of transfer.
 
@@ -339,13 +346,14 @@ def evaluate_transfer(
     where the flow folds and says two things about one place.
 
     With ``judges`` also the papers' measures: ARD and AUH compare what was made with the film that drives, as in MRFA's
-    supplement; AED compares it with the true answer, and FID all of it with all true answers.
+    supplement; AED compares it with the true answer, and FID all of it with all true answers, by the features of the
+    judges and, if it is given, of ``inception``.
     """
     device = next(model.parameters()).device
     training = model.training
     model.eval()
     lines: dict[str, dict[str, list[Tensor]]] = {}
-    seen: dict[str, list[Tensor]] = {}  # the features for FID
+    seen: dict[str, dict[str, list[Tensor]]] = {}  # whose -> line -> the features for FID
     for clip in clips:
         wanted = clip.truth.frames[1:].to(device)
         source = model.encode_source(clip.truth.frames[:1].to(device))
@@ -374,7 +382,9 @@ def evaluate_transfer(
         landmarks, target = clip.landmarks[:1].to(device).expand(len(wanted), -1, -1), clip.landmarks[1:].to(device)
         if judges is not None:
             asked, truly = judges(clip.driving[1:].to(device)), judges(wanted)
-            seen.setdefault("truth", []).append(truly.features)
+            seen.setdefault(judges.source, {}).setdefault("truth", []).append(truly.features)
+        if inception is not None:
+            seen.setdefault("Inception", {}).setdefault("truth", []).append(inception(wanted))
         shown = (carry(flow, landmarks) - target).norm(dim=-1) * half < 1
         for line, (image, moved) in results.items():
             carried = carry(moved, landmarks)
@@ -392,15 +402,17 @@ def evaluate_transfer(
                     f"AUH ({judges.source})": metrics.auh(judged.units, asked.units),
                     f"AED ({judges.source})": metrics.aed(judged.embedding, truly.embedding),
                 }
-                seen.setdefault(line, []).append(judged.features)
+                seen[judges.source].setdefault(line, []).append(judged.features)
+            if inception is not None:
+                seen["Inception"].setdefault(line, []).append(inception(image))
             for measure, values in measured.items():
                 lines.setdefault(line, {}).setdefault(measure, []).append(values.cpu())
     model.train(training)
     rows = _means(lines)
-    if judges is not None:
-        truth = torch.cat(seen["truth"])
+    for whose, features in seen.items():
+        truth = torch.cat(features["truth"])
         for line, row in rows.items():
-            row[f"FID ({judges.source})"] = float(metrics.fid(torch.cat(seen[line]), truth))
+            row[f"FID ({whose})"] = float(metrics.fid(torch.cat(features[line]), truth))
     return Scores(rows)
 
 

@@ -1,5 +1,5 @@
-"""Frozen networks whose features losses and metrics compare: VGG-19, and a small one trained on this project's own
-faces.
+"""Frozen networks whose features losses and metrics compare: VGG-19, AlexNet, Inception, and a small one trained on
+this project's own faces.
 
 Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
 """
@@ -14,12 +14,17 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from minimodel.inception import Inception
 from minimodel.keypoints import soft_argmax
 from minimodel.saving import WEIGHTS
 from minimodel.warping import resize_flow
 
 VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
 ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+# The TensorFlow weights with which FID was published, as tensors with torchvision's names.
+INCEPTION_URL = (
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
+)
 
 
 class VGG19(nn.Module):
@@ -185,6 +190,18 @@ def load_features(name: str = "faces") -> nn.Module:
             warnings.warn(f"no VGG-19 weights ({error}): the shipped face features are used instead", stacklevel=2)
             return load_features("faces")
     network.source = name
+    return network.eval().requires_grad_(False)
+
+
+def load_inception(name: str = "inception") -> Inception:
+    """Inception for `minimodel.metrics.fid`, frozen: "inception" downloads the weights with which FID was published
+    (91 MB, once, checksummed); anything else is the path of that file."""
+    if name != "inception" and not Path(name).is_file():
+        raise ValueError(f"Inception {name!r}: expected 'inception' or a file with its weights")
+    try:
+        network = _filled(Inception(), name, whose="Inception's", name="inception", url=INCEPTION_URL)
+    except OSError as error:
+        raise ValueError(f"FID needs Inception's weights, which can't be had ({error}): {INCEPTION_URL}") from error
     return network.eval().requires_grad_(False)
 
 

@@ -5,8 +5,8 @@ The papers ask other people's networks: a landmark detector (AKD, MKR), OpenFace
 (FID). Ours are small and shipped, so that every metric runs everywhere, and were trained on the embedded faces, of
 which all answers are known. Numbers by one set of judges can't be compared with numbers by another.
 
-Inception isn't here: it is published as pickles and TorchScript, which are programs, and rebuilding it takes hundreds
-of lines. `minimodel.metrics.fid` takes any network's features; those of ours are `minimodel.features.FaceFeatures`.
+`minimodel.metrics.fid` takes any network's features. Those of ours are `minimodel.features.FaceFeatures`; the published
+network is `minimodel.inception.Inception`.
 
 Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
 """

@@ -33,7 +33,8 @@ from skimage.filters import gaussian
 
 from minimodel import evaluate, losses, metrics, show, tps
 from minimodel.data import synthetic
-from minimodel.features import VGG19, AlexNet, FaceFeatures, FaceTasks, load_features, load_lpips
+from minimodel.features import VGG19, AlexNet, FaceFeatures, FaceTasks, load_features, load_inception, load_lpips
+from minimodel.inception import Inception
 from minimodel.judges import UNITS, FaceReader, Judges, ReaderConfig, Verdict, active_units, load_judges
 from minimodel.landmarks import LandmarkDetector
 from minimodel.model import AnimationModel
@@ -671,6 +672,26 @@ for number, channels in enumerate(w, 1):
 # Of the first layer one channel in seven, of the last one half: a distance that was learnt is choosy. What it chose are
 # features of *photographs in general*. Whether lips close counts as much with it as with you is one more thing to measure.
 #
+# **Inception** is whose features FID has in papers, with weights of 2015, which `load_inception()` downloads, and
+# `minimodel evaluate --inception inception` with it. Again with fresh weights:
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    torch.save(Inception().state_dict(), Path(folder) / "inception.pth")
+    inception = load_inception(str(Path(folder) / "inception.pth"))
+millions = sum(x.numel() for x in inception.parameters()) / 1e6
+print(f"{millions:.1f} million weights; features of two pictures: {list(inception(torch.cat([D, D])).shape)}")
+
+# %% [markdown]
+# A covariance of 2048 features needs thousands of pictures. Of fewer it has directions without any spread, and FID finds
+# a distance where there is none. Here both sides are drawn from one Gaussian, of 64 features:
+
+# %%
+few, many = (metrics.fid(*torch.randn(2, count, 64)).item() for count in (100, 10_000))
+print(f"FID of 100 against 100: {few:.0f}, of 10 000 against 10 000: {many:.1f}")
+assert few > 30 * many
+
+# %% [markdown]
 # ## What only ground truth can measure
 #
 # * **Flow error** (`metrics.flow_error`): mean length of $F - F^{true}$ in pixels, where the source shows the place.

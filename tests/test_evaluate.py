@@ -482,6 +482,16 @@ def test_judges_compare_the_transfer_with_the_film_and_with_the_truth(obeying, c
         assert rows["copy"][name] == pytest.approx(float(sum(values) / 2), rel=1e-3)
 
 
+@torch.no_grad()
+def test_a_published_network_adds_its_fid(obeying, crossed):
+    clips = crossed["cross-plain"]
+    rows = evaluate_transfer(obeying, clips, inception=lambda images: images.mean((2, 3))).rows
+    copied = torch.cat([clip.truth.frames[:1].mean((2, 3)).expand(10, -1) for clip in clips])
+    wanted = torch.cat([clip.truth.frames[1:].mean((2, 3)) for clip in clips])
+    assert rows["copy"]["FID (Inception)"] == pytest.approx(float(metrics.fid(copied, wanted)), rel=1e-3) != 0
+    assert all(row["FID (Inception)"] >= 0 and "FID (ours)" not in row for row in rows.values())
+
+
 @pytest.mark.parametrize("with_network", [False, True])
 def test_the_command_measures_transfer(tmp_path, capsys, monkeypatch, crossed, with_network):
     torch.manual_seed(0)

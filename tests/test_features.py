@@ -10,7 +10,8 @@ from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
 from minimodel import metrics
 from minimodel.data import synthetic
-from minimodel.features import VGG19, AlexNet, FaceFeatures, FaceTasks, load_features, load_lpips
+from minimodel.features import VGG19, AlexNet, FaceFeatures, FaceTasks, load_features, load_inception, load_lpips
+from minimodel.inception import Inception
 
 
 @pytest.fixture(scope="module")
@@ -213,3 +214,27 @@ def test_a_file_without_alexnet_is_refused_in_one_line(tmp_path, number):
     with pytest.raises(ValueError, match=f"{path}: not a file with AlexNet's weights") as caught:
         load_lpips(str(path))
     assert "\n" not in str(caught.value) and not (tmp_path / "executed").exists()
+
+
+def test_inception_comes_by_name_or_from_a_file_or_says_why_not(tmp_path, monkeypatch):
+    def offline(url, **options):
+        assert options["check_hash"] and options["weights_only"] and url.endswith("-6726825d.pth")
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    with pytest.raises(ValueError, match=r"FID needs Inception's weights, which can't be had .*no network") as caught:
+        load_inception()
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"Inception 'missing.pth': expected 'inception' or a file with its weights"):
+        load_inception("missing.pth")
+    torch.save(AlexNet().state_dict(), tmp_path / "alexnet.pth")
+    with pytest.raises(ValueError, match=r"alexnet.pth: not a file with Inception's weights"):
+        load_inception(str(tmp_path / "alexnet.pth"))
+    # The published file has a last layer as well, which isn't asked.
+    published = Inception().state_dict() | {"fc.bias": torch.zeros(1008)}
+    torch.save(published, tmp_path / "inception.pth")
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **options: published)
+    for network in (load_inception(), load_inception(str(tmp_path / "inception.pth"))):
+        state = network.state_dict()
+        assert all(torch.equal(value, published[name]) for name, value in state.items())
+        assert not network.training and not any(parameter.requires_grad for parameter in network.parameters())
