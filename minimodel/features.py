@@ -172,6 +172,18 @@ def _filled(network: nn.Module, weights: str, *, whose: str, name: str, url: str
     return network
 
 
+def _needed(network: nn.Module, weights: str, *, measure: str, whose: str, name: str, url: str) -> nn.Module:
+    """`_filled` and frozen, for a ``measure`` that no other network can stand in for: whatever is missing is a
+    ValueError in one line."""
+    if weights != name and not Path(weights).is_file():
+        raise ValueError(f"{measure} {weights!r}: expected {name!r} or a file with {whose} weights")
+    try:
+        network = _filled(network, weights, whose=whose, name=name, url=url)
+    except OSError as error:
+        raise ValueError(f"{measure} needs {whose} weights, which can't be had ({error}): {url}") from error
+    return network.eval().requires_grad_(False)
+
+
 def load_features(name: str = "faces") -> nn.Module:
     """Frozen features by name, with the name of what was really loaded in ``.source``.
 
@@ -196,13 +208,7 @@ def load_features(name: str = "faces") -> nn.Module:
 def load_inception(name: str = "inception") -> Inception:
     """Inception for `minimodel.metrics.fid`, frozen: "inception" downloads the weights with which FID was published
     (91 MB, once, checksummed); anything else is the path of that file."""
-    if name != "inception" and not Path(name).is_file():
-        raise ValueError(f"Inception {name!r}: expected 'inception' or a file with its weights")
-    try:
-        network = _filled(Inception(), name, whose="Inception's", name="inception", url=INCEPTION_URL)
-    except OSError as error:
-        raise ValueError(f"FID needs Inception's weights, which can't be had ({error}): {INCEPTION_URL}") from error
-    return network.eval().requires_grad_(False)
+    return _needed(Inception(), name, measure="FID", whose="Inception's", name="inception", url=INCEPTION_URL)
 
 
 def load_lpips(name: str = "alex") -> tuple[AlexNet, list[Tensor]]:
@@ -211,13 +217,8 @@ def load_lpips(name: str = "alex") -> tuple[AlexNet, list[Tensor]]:
     "alex" downloads torchvision's AlexNet once (checksummed); anything else is the path of a file with it. The weights
     of the channels (Zhang et al. 2018, version 0.1) come with torchmetrics.
     """
-    if name != "alex" and not Path(name).is_file():
-        raise ValueError(f"LPIPS {name!r}: expected 'alex' or a file with AlexNet's weights")
-    try:
-        network = _filled(AlexNet(), name, whose="AlexNet's", name="alex", url=ALEXNET_URL)
-    except OSError as error:
-        raise ValueError(f"LPIPS needs AlexNet's weights, which can't be had ({error}): {ALEXNET_URL}") from error
+    network = _needed(AlexNet(), name, measure="LPIPS", whose="AlexNet's", name="alex", url=ALEXNET_URL)
     with resources.as_file(resources.files("torchmetrics") / "functional/image/lpips_models/alex.pth") as path:
         channels = _read_weights(path)
     weights = [channels[f"lin{number}.model.1.weight"].flatten() for number in range(5)]
-    return network.eval().requires_grad_(False), weights
+    return network, weights

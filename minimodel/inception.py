@@ -75,7 +75,8 @@ class _Convolution(nn.Module):
 
 class _Block(nn.Module):
     """Paths side by side, whose outputs are concatenated; the last one pools. Without a "branch_pool" it only pools,
-    and the block halves the picture: the last convolution of each path has a stride of 2."""
+    and the block halves the picture: the last convolution of each path has a stride of 2. ``pool`` is "average" or
+    "maximum"; blocks that halve always take the maximum."""
 
     def __init__(self, inputs: int, paths: dict[str, list], *, pool: str):
         super().__init__()

@@ -440,7 +440,7 @@ assert repainted > 2 * errors["hidden"][0]
 # painted, so gates open; once they are open, what lies below them hardly learns to paint, and they have no reason to
 # shut. It isn't that the network couldn't: for a try (it isn't in the package) we trained `tiny-tps` for 300 more steps
 # with gates that the true visibility shut. The error of hidden places, painted so, fell from 0.25 to 0.13 (the root of
-# the squared error; 0.11 as warped), outlines of hair became clean, and opened mouths dark inside. Gates shut in random
+# the mean squared error; 0.11 as warped), outlines of hair became clean, and opened mouths dark inside. Gates shut in random
 # places, or where the warped source was seen to be wrong, taught the painter less in that time (0.14 and 0.15), and the
 # gates not at all where to shut.
 

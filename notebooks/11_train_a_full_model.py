@@ -366,8 +366,8 @@ show.pictures({"driving": video[::3], **{f"person {n}": m[::3] for n, m in zip((
 #
 # **MRFA's Table 3: priors, with and without refinement.**
 # (`ACCELERATE_MIXED_PRECISION=bf16 minimodel ablate mrfa-3`, and with `--rows affine affine-refined --seeds 3 4`; 6000 pairs,
-# one CPU core each.) The paper's PSNR: 24.62 and
-# 25.15 dB for affine parts (without and with refinement), 25.09 and 25.51 for splines, 25.09 and 25.57 for tokens.
+# one CPU core each.) The paper's PSNR: 24.62 and 25.15 dB for affine parts (without and with refinement), 25.09 and 25.51
+# for splines, 25.09 and 25.57 for tokens.
 #
 # | prior | refined | seed | L1 | PSNR | SSIM | perceptual | flow, face | flow, mouth | flow, eyes |
 # |---|---|---|---|---|---|---|---|---|---|
@@ -467,8 +467,7 @@ for name, row, before in zip(("L1", "PSNR", "flow, face"), gains, coarse_only.me
 # | the whole | 0.0294 | 24.60 | 0.840 | 0.159 | 1.12 | 1.61 | 0.91 | 0.0354 | 25.57 |
 #
 # There is no order that one seed could show (three seeds of the last row differ by 0.4 dB), and in the paper hardly any:
-# the coarsest scale alone
-# brings nearly all (without any: 0.0309, 24.30 dB, 1.21 pixels).
+# the coarsest scale alone brings nearly all that the pictures gain (without any: 0.0309, 24.30 dB, 1.21 pixels).
 #
 # **How far is the flow off if the loop stops after each scale?** Pixels; the last one is what the model uses. Longer runs, one
 # each.
@@ -493,9 +492,10 @@ for name, row, before in zip(("L1", "PSNR", "flow, face"), gains, coarse_only.me
 # rates, batches of 2 and 4 on the same pairs, finer heatmaps, fewer layers in the loss, hiding from the loss what the source
 # can't show, a volume whose own flow (Eq. 8) is judged too, no gradient from refinement into the prior, a driving encoder
 # that sees the driving picture, a loss for the flow of every scale (6000 pairs: 24.05 dB, 1.33 pixels), and one for the
-# flow from a source to its own bent picture, which is known (two seeds: 1.31 and 1.13 pixels). What did change it is a residual that has to be smooth, late in training: eight minutes with `--loss.smoothness 6`
-# brought a fiftieth of the flow's error back, and 0.1 dB; 24 more with 12 made `tiny-tps`, whose error on the face is 0.67
-# before refinement and 0.66 after it. Asked from the start, it only slows refinement down.
+# flow from a source to its own bent picture, which is known (two seeds: 1.31 and 1.13 pixels). What did change it is a
+# residual that has to be smooth, late in training: eight minutes with `--loss.smoothness 6` brought a fiftieth of the
+# flow's error back, and 0.1 dB; 24 more with 12 made `tiny-tps`, whose error on the face is 0.67 before refinement and 0.66
+# after it. Asked from the start, it only slows refinement down.
 #
 # **Landmarks as a prior, and films.** One seed each, 6000 pairs in bfloat16, the same U-Net, the true landmarks:
 #

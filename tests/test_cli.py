@@ -166,7 +166,12 @@ CASES = [
     ("evaluate", EVALUATE, dict(output="clips"), "clips"),
     ("evaluate", EVALUATE, dict(lpips="missing.pth"), "LPIPS 'missing.pth': expected 'alex' or a file with AlexNet's"),
     ("evaluate", EVALUATE, dict(lpips="pickle.pt"), "pickle.pt: not a file with AlexNet's weights"),
-    ("evaluate", EVALUATE, dict(inception="missing.pth"), "Inception 'missing.pth': expected 'inception' or a file"),
+    (
+        "evaluate",
+        EVALUATE,
+        dict(inception="missing.pth"),
+        "FID 'missing.pth': expected 'inception' or a file with Inception's",
+    ),
     ("evaluate", EVALUATE, dict(inception="pickle.pt"), "pickle.pt: not a file with Inception's weights"),
     ("evaluate", EVALUATE, dict(lpips="foreign.pth"), "foreign.pth: not a file with AlexNet's weights"),
     # features

@@ -188,17 +188,23 @@ def test_lpips_equals_torchmetrics(alexnet, monkeypatch):
     assert min(expected) > 0.01
 
 
-def test_without_alexnet_lpips_says_so_in_one_line(monkeypatch):
+@pytest.mark.parametrize(
+    ("load", "whose", "file"),
+    [(load_lpips, "LPIPS needs AlexNet's", "alexnet-owt-7be5be79.pth"),
+     (load_inception, "FID needs Inception's", "pt_inception-2015-12-05-6726825d.pth")],
+)  # fmt: skip
+def test_a_measure_without_its_network_says_so_in_one_line(load, whose, file, monkeypatch):
     def offline(url, **options):
-        assert options["check_hash"] and options["weights_only"] and url.endswith("alexnet-owt-7be5be79.pth")
+        assert options["check_hash"] and options["weights_only"] and url.endswith(f"/{file}")
         raise URLError("no network")
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
-    with pytest.raises(ValueError, match=r"LPIPS needs AlexNet's weights, which can't be had .*no network") as caught:
-        load_lpips()
+    with pytest.raises(ValueError, match=rf"{whose} weights, which can't be had .*no network") as caught:
+        load()
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="LPIPS 'vgg': expected 'alex' or a file with AlexNet's weights"):
-        load_lpips("vgg")
+    measure, _, network = whose.split()
+    with pytest.raises(ValueError, match=rf"{measure} 'vgg': expected '\w+' or a file with {network} weights"):
+        load("vgg")
 
 
 def test_lpips_by_name_is_what_was_downloaded(alexnet, monkeypatch):
@@ -216,17 +222,7 @@ def test_a_file_without_alexnet_is_refused_in_one_line(tmp_path, number):
     assert "\n" not in str(caught.value) and not (tmp_path / "executed").exists()
 
 
-def test_inception_comes_by_name_or_from_a_file_or_says_why_not(tmp_path, monkeypatch):
-    def offline(url, **options):
-        assert options["check_hash"] and options["weights_only"] and url.endswith("-6726825d.pth")
-        raise URLError("no network")
-
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
-    with pytest.raises(ValueError, match=r"FID needs Inception's weights, which can't be had .*no network") as caught:
-        load_inception()
-    assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match=r"Inception 'missing.pth': expected 'inception' or a file with its weights"):
-        load_inception("missing.pth")
+def test_inception_comes_by_name_or_from_a_file(tmp_path, monkeypatch):
     torch.save(AlexNet().state_dict(), tmp_path / "alexnet.pth")
     with pytest.raises(ValueError, match=r"alexnet.pth: not a file with Inception's weights"):
         load_inception(str(tmp_path / "alexnet.pth"))
