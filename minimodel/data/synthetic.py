@@ -27,7 +27,7 @@ roll leans the head to the right of the picture. Angles are in radians.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from types import SimpleNamespace
 
 import torch
@@ -490,12 +490,15 @@ def vector(*values, like: Tensor) -> Tensor:
     return torch.tensor(values, device=like.device)[:, None]
 
 
+# What every ray passes many times works in place on what it has made itself: new memory costs more than arithmetic.
+
+
 def dot(a, b):
-    return a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1] + a[:, 2] * b[:, 2]
+    return (a[:, 0] * b[:, 0]).add_(a[:, 1] * b[:, 1]).add_(a[:, 2] * b[:, 2])
 
 
 def unit(v):
-    return v * torch.rsqrt(dot(v, v) + 1e-12)[:, None]
+    return v * dot(v, v).add_(1e-12).rsqrt_()[:, None]
 
 
 def cross(a, b):
@@ -504,19 +507,20 @@ def cross(a, b):
 
 
 def smoothstep(x, low, high):
-    t = ((x - low) / (high - low)).clamp(0, 1)
-    return t * t * (3 - 2 * t)
+    t = (x - low).div_(high - low).clamp_(0, 1)
+    return (t * t).mul_((-2 * t).add_(3))
 
 
 def bump(*offsets):
     """A hill: 1 where all ``offsets`` are 0, about 1/e at distance 1, exactly 0 from 2.9 on (a cheap Gaussian)."""
-    square = sum(offset * offset for offset in offsets)
-    return (1 - square / 8).clamp_(min=0).square_().square_().square_()
+    square = reduce(torch.add, (offset * offset for offset in offsets))
+    return square.div_(-8).add_(1).clamp_(min=0).square_().square_().square_()
 
 
 def hills(x, y, *rows):
     """A sum of hills; each row is (height, x, width along x, y, width along y)."""
-    return sum(height * bump((x - x0) / wx, (y - y0) / wy) for height, x0, wx, y0, wy in rows)
+    each = (bump((x - x0).div_(wx), (y - y0).div_(wy)).mul_(height) for height, x0, wx, y0, wy in rows)
+    return reduce(Tensor.add_, each)
 
 
 def direction(lam, psi):
@@ -547,8 +551,8 @@ def move(psi, before, after):
     moved = psi
     for k in range(len(before) - 1):
         width = before[k + 1] - before[k]
-        part = ((psi - before[k]) / width.clamp(min=1e-6)).clamp(0, 1)
-        moved = torch.addcmul(moved, part, after[k + 1] - after[k] - width)
+        part = (psi - before[k]).div_(width.clamp(min=1e-6)).clamp_(0, 1)
+        moved = torch.addcmul(moved, part, (after[k + 1] - after[k]).sub_(width))
     return moved
 
 
@@ -731,7 +735,7 @@ def noise(position, phase, first=0):
     """Noise (b, 3, n), or only the channels from ``first`` on, at ``position`` (b, 2, n); it repeats with period 1."""
     position = position + phase
     tile = noise_tile(position.device)[:, first:].expand(len(position), -1, -1, -1)
-    return sample(tile, (position - position.floor()) * (512 / 257) + (1 / 257 - 1))
+    return sample(tile, position.sub_(position.floor()).mul_(512 / 257).add_(1 / 257 - 1))
 
 
 def ear_frame(who):
@@ -813,8 +817,8 @@ def chart(x, y, z):
 
     Lambert's equal-area map of the sphere: its only singular point is the back of the head, which one never sees.
     """
-    length = (x * x + y * y + z * z).sqrt()
-    scale = torch.rsqrt(2 * length * (length + z) + 1e-12)
+    length = (x * x).add_(y * y).add_(z * z).sqrt_()
+    scale = (2 * length).mul_(length + z).add_(1e-12).rsqrt_()
     return torch.stack((x * scale, y * scale), 1), length
 
 
@@ -915,18 +919,20 @@ def head_rays(scene, screen):
 class Pack:
     """The True columns of each row of a mask, gathered, so that work on few rays costs what these few cost.
 
-    Short rows are filled up with repetitions of their first column; writing that twice does no harm.
+    Short rows are filled up with repetitions of their last column; writing that twice does no harm.
     """
 
     def __init__(self, mask):
         rows, columns = mask.shape
-        found, count = mask.reshape(-1).nonzero()[:, 0], mask.sum(1)
+        found = F.pad(mask.reshape(-1).nonzero()[:, 0], (1, 0), value=-1)
+        first = torch.arange(rows + 1, device=mask.device) * columns
+        before = torch.searchsorted(found, first) - 1  # how many are found in the rows above
+        count = before.diff()
         least, most = torch.stack(count.aminmax()).tolist()
         self.empty, self.full, self.some = most == 0, least > 0, (count > 0)[:, None]
-        slot = torch.arange(max(most, 1), device=mask.device).expand(rows, -1)
-        slot = slot * (slot < count[:, None]) + (count.cumsum(0) - count)[:, None]
-        first = torch.arange(rows, device=mask.device)[:, None] * columns
-        self.index = (F.pad(found, (0, 1)).take(slot) - first).clamp_(0, columns - 1)
+        slot = torch.arange(1, max(most, 1) + 1, device=mask.device) + before[:-1, None]
+        slot = torch.minimum(slot, before[1:, None])
+        self.index = found.take(slot).sub_(first[:-1, None]).clamp_(0, columns - 1)
 
     def only(self, mask, *values):
         """Those of these columns for which ``mask`` is True, and the same part of ``values`` that belong to them."""
@@ -940,11 +946,10 @@ class Pack:
             return values.gather(1, self.index)
         return values.gather(2, self.index[:, None].expand(-1, values.shape[1], -1))
 
-    def put(self, values, new, where=None):
-        """Write ``new`` into ``values`` in place, where ``where`` says so."""
-        if where is not None or not self.full:
-            some = self.some if where is None else self.some & where
-            new = torch.where(some if values.dim() == 2 else some[:, None], new, self.take(values))
+    def put(self, values, new):
+        """Write ``new`` into ``values`` in place."""
+        if not self.full:
+            new = torch.where(self.some if values.dim() == 2 else self.some[:, None], new, self.take(values))
         index = self.index if values.dim() == 2 else self.index[:, None].expand(-1, values.shape[1], -1)
         values.scatter_(values.dim() - 1, index, new)
 
@@ -979,7 +984,7 @@ def march(scene, o, out, start):
     def step(o, t, f, stride, boldest):
         t, before = t + stride, f
         f = gap(scene, o, out, t)
-        return t, f, -f / ((f - before) / stride).nan_to_num(1.0).clamp(1 / boldest, 8.0)
+        return t, f, (-f).div_((f - before).div_(stride).nan_to_num_(1.0).clamp_(1 / boldest, 8.0))
 
     t, f = start, gap(scene, o, out, start)
     stride = -f
@@ -1032,10 +1037,10 @@ def trace(scene: Scene, screen) -> Hits:
     layer = torch.full_like(nowhere, BACKGROUND, dtype=torch.uint8)
     hits = Hits(layer, nowhere - 10, backdrop, torch.zeros_like(backdrop))
 
-    def put(layer, rays, depth, point, where=None):
-        rays.put(hits.layer, torch.full_like(rays.index, layer, dtype=torch.uint8), where)
-        rays.put(hits.depth, depth, where)
-        rays.put(hits.material, point, where)
+    def put(layer, rays, depth, point):
+        rays.put(hits.layer, torch.full_like(rays.index, layer, dtype=torch.uint8))
+        rays.put(hits.depth, depth)
+        rays.put(hits.material, point)
 
     # The body faces the viewer: its half width and its depth depend on the height alone.
     center, scale, lag = body_place(scene)
@@ -1052,8 +1057,9 @@ def trace(scene: Scene, screen) -> Hits:
     center, scale = head_place(scene)
 
     def offer(layer, rays, o, t, keep):
-        p, depth = o + t[:, None] * out, scale * (t + PIVOT[2])
-        put(layer, rays, depth, p, keep(p) & (depth > rays.take(hits.depth)))
+        p, depth = (t[:, None] * out).add_(o), scale * (t + PIVOT[2])
+        rays, depth, p = rays.only(keep(p) & (depth > rays.take(hits.depth)), depth, p)
+        put(layer, rays, depth, p)
 
     if bool((who.long > 0).any()):
         middle, radii = curtain_frame(who)
@@ -1087,7 +1093,8 @@ def trace(scene: Scene, screen) -> Hits:
     put(MOUTH, slit, scale * (t + PIVOT[2]), open_jaw(how, o + t[:, None] * out, -1))
     t, _ = cylinder(o, out, scene.gum[:, 2] - 0.05 - arch, arch, arch)
     p = o + t[:, None] * out
-    put(TEETH, slit, scale * (t + PIVOT[2]), p, p[:, 1] > scene.gum[:, 1] - 0.04)
+    slit, t, p = slit.only(p[:, 1] > scene.gum[:, 1] - 0.04, t, p)
+    put(TEETH, slit, scale * (t + PIVOT[2]), p)
 
     # Ears: one ellipsoid, mirrored to the side on which the ray passes. Only rays of the head's height can meet them.
     offset = (screen - center) / scale[:, None]
@@ -1096,10 +1103,10 @@ def trace(scene: Scene, screen) -> Hits:
     flip = torch.ones_like(o)
     flip[:, 0] = (o[:, 0] - dot(o, out) * out[:, 0]).sign()
     t, _, met = sphere(matrix @ (o * flip - middle), matrix @ (out * flip))
-    offer(EAR, rays, o, t, lambda p: met)
+    offer(EAR, *rays.only(met, o, t), lambda p: True)
     if bool((who.glasses > 0).any()):
         t, met = cylinder(o, out, 0 * who.width, who.width + 0.05, 0 * who.width + 1.02)
-        offer(GLASSES, rays, o, t, lambda p: met & (who.glasses > 0) & (glasses_frame(who, p) < 0))
+        offer(GLASSES, *rays.only(met & (who.glasses > 0), o, t), lambda p: glasses_frame(who, p) < 0)
     return hits
 
 
@@ -1138,7 +1145,7 @@ def place(scene: Scene, layer, material):
 
 
 def blend(color, other, weight):
-    return color + (other - color) * weight[:, None]
+    return ((other - color) * weight[:, None]).add_(color)
 
 
 def paint_backdrop(scene, m):
@@ -1408,16 +1415,19 @@ def shade(scene: Scene, hits: Hits):
     image = torch.zeros_like(hits.material)
     light, directed = scene.how.light, 1 - scene.how.ambient
     half = unit(light + vector(0.0, 0.0, 1.0, like=light))  # between the light and the viewer
+    small = Pack(hits.layer > HEAD)
+    there = small.take(hits.layer)  # eyes, mouths, ears and glasses are looked for among these few
     for (first, last), painter in PAINTERS.items():
-        rays = Pack(hits.layer == first if first == last else (hits.layer >= first) & (hits.layer <= last))
+        rays = Pack(hits.layer == first) if last <= HEAD else small.only((there >= first) & (there <= last))[0]
         if rays.empty:
             continue
         inputs = (hits.material, hits.seen) if first == HEAD else (hits.material,)
         color, normal, gloss = painter(scene, *(rays.take(value) for value in inputs))
         if normal is not None:
-            diffuse = 1.16 * (dot(normal, light) + 0.25).clamp(min=0)
-            mirror = 0.22 * gloss * dot(normal, half).clamp(min=0) ** 20
-            color = color * (1 + directed * (diffuse - 1))[:, None] + (directed * mirror)[:, None]
+            diffuse = dot(normal, light).add_(0.25).clamp_(min=0).mul_(1.16)
+            mirror = (0.22 * gloss).mul_(dot(normal, half).clamp_(min=0).pow_(20))
+            color = color * diffuse.sub_(1).mul_(directed).add_(1)[:, None]
+            color.add_(mirror.mul_(directed)[:, None])
         rays.put(image, color)
     return image.clamp(0, 1)
 
