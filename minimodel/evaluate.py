@@ -54,8 +54,8 @@ class EvaluateConfig:
     """A model that moves by landmarks is given those of embedded faces; with this a detector has to find them there,
     too, as it does in films."""
     lpips: str | None = None
-    """Measure LPIPS as well, where faces drive themselves: "alex" downloads AlexNet's weights, anything else is a file
-    with them."""
+    """Measure LPIPS as well, where faces drive themselves: "alex" and "vgg" download AlexNet's or VGG-16's weights,
+    anything else is a file with either."""
     inception: str | None = None
     """Measure FID by the published network as well, where others drive: "inception" downloads its weights, anything
     else is a file with them."""
@@ -69,10 +69,11 @@ def run(config: EvaluateConfig) -> dict[str, "Scores"]:
     model.check_size(size, size)
     if model.config.prior == "landmarks":
         model.prior.use_detector(LandmarkDetector.load().to(device))
-    features, judges, learned = load_features().to(device), load_judges().to(device), None
+    features, judges, distances = load_features().to(device), load_judges().to(device), {}
     if config.lpips is not None:
-        network, weights = load_lpips(config.lpips)
-        learned = partial(metrics.lpips, network.to(device), [weight.to(device) for weight in weights])
+        kind, network, weights = load_lpips(config.lpips)
+        weights = [weight.to(device) for weight in weights]
+        distances[f"LPIPS ({kind})"] = partial(metrics.lpips, network.to(device), weights)
     published = None if config.inception is None else load_inception(config.inception).to(device)
     scores = {}
     with nullcontext() if config.output is None else whole_file(config.output) as unfinished:
@@ -87,7 +88,7 @@ def run(config: EvaluateConfig) -> dict[str, "Scores"]:
                 clips = load_evaluation(name, size)
                 if config.find_landmarks:
                     clips = [replace(clip, landmarks=None) for clip in clips]
-                scores[name] = evaluate(model, clips, features, judges=judges, lpips=learned)
+                scores[name] = evaluate(model, clips, features, judges=judges, distances=distances)
                 frames = sum(len(clip.frames) - 1 for clip in clips)
             print(f"\n{config.weights} on {name}: {len(clips)} clips, {frames} frames of {size} x {size}\n")
             print(scores[name].table())
@@ -198,14 +199,14 @@ def evaluate(
     features: nn.Module,
     *,
     judges: nn.Module | None = None,
-    lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
+    distances: dict[str, Callable[[Tensor, Tensor], Tensor]] | None = None,
     batch: int = 32,
 ) -> Scores:
     """Same-identity reconstruction: the first frame is the source, every other frame drives.
 
     A model that moves by landmarks is given the clip's if it has some: its numbers then say nothing about a detector.
     ``judges`` (see `minimodel.judges.Judges`) add what they say of the pictures, which takes longer than all the rest;
-    ``lpips`` adds its distance.
+    ``distances`` are more measures of pictures made (b, 3, h, w) and wanted, by the names they go by.
     """
     device = next(model.parameters()).device
     training = model.training
@@ -235,8 +236,7 @@ def evaluate(
                     f"MS-SSIM ({scales} of 5 scales)": metrics.ms_ssim(picture, wanted),
                     f"perceptual ({features.source})": metrics.perceptual_distance(features, picture, wanted),
                 }
-                if lpips is not None:
-                    measured["LPIPS (alex)"] = lpips(picture, wanted)
+                measured |= {name: distance(picture, wanted) for name, distance in (distances or {}).items()}
                 if judges is not None:
                     judged = judges(picture)
                     measured |= {

@@ -1,10 +1,11 @@
-"""Frozen networks whose features losses and metrics compare: VGG-19, AlexNet, Inception, and a small one trained on
-this project's own faces.
+"""Frozen networks whose features losses and metrics compare: VGG-19, VGG-16, AlexNet, Inception, and a small one
+trained on this project's own faces.
 
 Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
 """
 
 import warnings
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from minimodel.saving import WEIGHTS
 from minimodel.warping import resize_flow
 
 VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
+VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 # The TensorFlow weights with which FID was published, as tensors with torchvision's names.
 INCEPTION_URL = (
@@ -27,23 +29,25 @@ INCEPTION_URL = (
 )
 
 
-class VGG19(nn.Module):
-    """The first thirteen convolutions of VGG-19, read after the first ReLU of each of its five blocks, as in the
-    papers.
+class _VGG(nn.Module):
+    """Five blocks of 3 x 3 convolutions with pooling between them, each read once.
 
     Module names equal torchvision's, so its weights load by name.
     """
+
+    depths: tuple[int, ...]  # convolutions in each block
+    read: int  # which ReLU of each block is returned
 
     def __init__(self):
         super().__init__()
         self.features = nn.Sequential()
         channels, index, self.taps = 3, 0, []
-        for block, (width, depth) in enumerate([(64, 2), (128, 2), (256, 4), (512, 4), (512, 1)]):
+        for block, (width, depth) in enumerate(zip((64, 128, 256, 512, 512), self.depths)):
             for convolution in range(depth):
                 self.features.add_module(str(index), nn.Conv2d(channels, width, 3, padding=1))
                 self.features.add_module(str(index + 1), nn.ReLU())
                 channels, index = width, index + 2
-                if convolution == 0:
+                if convolution == range(depth)[self.read]:
                     self.taps.append(str(index - 1))
             if block < 4:
                 self.features.add_module(str(index), nn.MaxPool2d(2))
@@ -58,6 +62,18 @@ class VGG19(nn.Module):
             if name in self.taps:
                 taken.append(x)
         return taken
+
+
+class VGG19(_VGG):
+    """The first thirteen convolutions of VGG-19, read after the first ReLU of each block, as the papers' loss does."""
+
+    depths, read = (2, 2, 4, 4, 1), 0
+
+
+class VGG16(_VGG):
+    """The thirteen convolutions of VGG-16, read after the last ReLU of each block, as LPIPS does."""
+
+    depths, read = (2, 2, 3, 3, 3), -1
 
 
 class AlexNet(nn.Module):
@@ -159,29 +175,49 @@ def _read_weights(path: str | Path) -> dict[str, Tensor]:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _filled(network: nn.Module, weights: str, *, whose: str, name: str, url: str) -> nn.Module:
-    """The network with the weights of a file, or with those that are published at ``url`` where ``weights`` is their
-    ``name``. A file without them is a ValueError in one line; published ones that can't be had are an OSError."""
-    try:
-        state = _published(url) if weights == name else _read_weights(weights)
-        network.load_state_dict({key: state[key] for key in network.state_dict()})
-    except Exception as error:  # torch raises many kinds
-        if weights == name:
-            raise OSError(str(error)) from error
-        raise ValueError(f"{weights}: not a file with {whose} weights ({type(error).__name__})") from error
-    return network
+@dataclass(frozen=True)
+class _Published:
+    """A network whose weights somebody else trained."""
+
+    network: type[nn.Module]
+    whose: str
+    url: str
 
 
-def _needed(network: nn.Module, weights: str, *, measure: str, whose: str, name: str, url: str) -> nn.Module:
-    """`_filled` and frozen, for a ``measure`` that no other network can stand in for: whatever is missing is a
-    ValueError in one line."""
-    if weights != name and not Path(weights).is_file():
-        raise ValueError(f"{measure} {weights!r}: expected {name!r} or a file with {whose} weights")
+def _load(choices: dict[str, _Published], weights: str) -> tuple[str, nn.Module]:
+    """Name and network, frozen, of the choice that ``weights`` names, with what is published, or that the file
+    ``weights`` is of. A file of none is a ValueError in one line; published weights that can't be had an OSError."""
+    failed: Exception | None = None
+    for name in [weights] if weights in choices else choices:
+        network = choices[name].network()
+        try:
+            state = _published(choices[name].url) if weights == name else _read_weights(weights)
+            network.load_state_dict({key: state[key] for key in network.state_dict()})
+            return name, network.eval().requires_grad_(False)
+        except Exception as error:  # torch raises many kinds
+            failed = error
+    if weights in choices:
+        raise OSError(str(failed)) from failed
+    raise ValueError(f"{weights}: not a file with {_whose(choices)} weights ({type(failed).__name__})") from failed
+
+
+def _whose(choices: dict[str, _Published]) -> str:
+    return " or ".join(choice.whose for choice in choices.values())
+
+
+def _needed(choices: dict[str, _Published], weights: str, *, measure: str) -> tuple[str, nn.Module]:
+    """`_load` for a ``measure`` that no other network can stand in for: whatever is missing is a ValueError in one
+    line."""
+    if weights not in choices and not Path(weights).is_file():
+        names = ", ".join(repr(name) for name in choices)
+        raise ValueError(f"{measure} {weights!r}: expected {names} or a file with {_whose(choices)} weights")
     try:
-        network = _filled(network, weights, whose=whose, name=name, url=url)
+        return _load(choices, weights)
     except OSError as error:
-        raise ValueError(f"{measure} needs {whose} weights, which can't be had ({error}): {url}") from error
-    return network.eval().requires_grad_(False)
+        choice = choices[weights]
+        raise ValueError(
+            f"{measure} needs {choice.whose} weights, which can't be had ({error}): {choice.url}"
+        ) from error
 
 
 def load_features(name: str = "faces") -> nn.Module:
@@ -197,7 +233,7 @@ def load_features(name: str = "faces") -> nn.Module:
         if name != "vgg19" and not Path(name).is_file():
             raise ValueError(f"features {name!r}: expected 'faces', 'vgg19' or a file with VGG-19 weights")
         try:
-            network = _filled(VGG19(), name, whose="VGG-19's", name="vgg19", url=VGG19_URL)
+            _, network = _load({"vgg19": _Published(VGG19, "VGG-19's", VGG19_URL)}, name)
         except OSError as error:
             warnings.warn(f"no VGG-19 weights ({error}): the shipped face features are used instead", stacklevel=2)
             return load_features("faces")
@@ -208,17 +244,18 @@ def load_features(name: str = "faces") -> nn.Module:
 def load_inception(name: str = "inception") -> Inception:
     """Inception for `minimodel.metrics.fid`, frozen: "inception" downloads the weights with which FID was published
     (91 MB, once, checksummed); anything else is the path of that file."""
-    return _needed(Inception(), name, measure="FID", whose="Inception's", name="inception", url=INCEPTION_URL)
+    return _needed({"inception": _Published(Inception, "Inception's", INCEPTION_URL)}, name, measure="FID")[1]
 
 
-def load_lpips(name: str = "alex") -> tuple[AlexNet, list[Tensor]]:
-    """AlexNet and the weights of its channels for `minimodel.metrics.lpips`: frozen, the published ones.
+def load_lpips(name: str = "alex") -> tuple[str, nn.Module, list[Tensor]]:
+    """Which LPIPS it is, "alex" or "vgg", and for `minimodel.metrics.lpips` the published network, frozen, and the
+    weights of its channels.
 
-    "alex" downloads torchvision's AlexNet once (checksummed); anything else is the path of a file with it. The weights
-    of the channels (Zhang et al. 2018, version 0.1) come with torchmetrics.
+    "alex" and "vgg" download torchvision's AlexNet (233 MB) or VGG-16 (528 MB) once, checksummed; anything else is the
+    path of a file with either. The weights of the channels (Zhang et al. 2018, version 0.1) come with torchmetrics.
     """
-    network = _needed(AlexNet(), name, measure="LPIPS", whose="AlexNet's", name="alex", url=ALEXNET_URL)
-    with resources.as_file(resources.files("torchmetrics") / "functional/image/lpips_models/alex.pth") as path:
+    choices = {"alex": _Published(AlexNet, "AlexNet's", ALEXNET_URL), "vgg": _Published(VGG16, "VGG-16's", VGG16_URL)}
+    name, network = _needed(choices, name, measure="LPIPS")
+    with resources.as_file(resources.files("torchmetrics") / f"functional/image/lpips_models/{name}.pth") as path:
         channels = _read_weights(path)
-    weights = [channels[f"lin{number}.model.1.weight"].flatten() for number in range(5)]
-    return network, weights
+    return name, network, [channels[f"lin{number}.model.1.weight"].flatten() for number in range(5)]

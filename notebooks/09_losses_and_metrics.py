@@ -33,7 +33,16 @@ from skimage.filters import gaussian
 
 from minimodel import evaluate, losses, metrics, show, tps
 from minimodel.data import synthetic
-from minimodel.features import VGG19, AlexNet, FaceFeatures, FaceTasks, load_features, load_inception, load_lpips
+from minimodel.features import (
+    VGG16,
+    VGG19,
+    AlexNet,
+    FaceFeatures,
+    FaceTasks,
+    load_features,
+    load_inception,
+    load_lpips,
+)
 from minimodel.inception import Inception
 from minimodel.judges import UNITS, FaceReader, Judges, ReaderConfig, Verdict, active_units, load_judges
 from minimodel.landmarks import LandmarkDetector
@@ -619,11 +628,11 @@ for name, frozen in (("ours", features), ("untrained", FaceFeatures())):
 assert known["ours"] > 0.7 > known["untrained"]  # of all pixels, the share that gets the right part
 
 # %% [markdown]
-# `load_features("vgg19")` downloads VGG-19's weights, once. Here are both networks' layers, and AlexNet's, which the next
-# metric looks at (with fresh weights: it's the sizes that we compare):
+# `load_features("vgg19")` downloads VGG-19's weights, once. Here are both networks' layers, and those of VGG-16 and AlexNet,
+# which the next metric looks at (with fresh weights: it's the sizes that we compare):
 
 # %%
-for name, network in {"ours": features, "VGG-19": VGG19(), "AlexNet": AlexNet()}.items():
+for name, network in {"ours": features, "VGG-19": VGG19(), "VGG-16": VGG16(), "AlexNet": AlexNet()}.items():
     with torch.no_grad():
         sides = [layer.shape[-1] for layer in network(D)]
     millions = sum(x.numel() for x in network.parameters()) / 1e6
@@ -651,13 +660,15 @@ def lpips_naive(layers, weights, made, wanted):
 
 
 # %% [markdown]
-# `load_lpips()` downloads AlexNet; a file does as well. The weights $w$ come with a package that we need anyway, so these
-# are the published ones, while our AlexNet is a fresh one, and its number no LPIPS that could be reported:
+# There is an LPIPS of AlexNet and one of VGG-16, and their numbers aren't comparable. `load_lpips("alex")` and
+# `load_lpips("vgg")` download the network; a file does as well. The weights $w$ come with a package that we need anyway, so
+# these are the published ones, while our AlexNet is a fresh one, and its number no LPIPS that could be reported:
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
     torch.save(AlexNet().state_dict(), Path(folder) / "alexnet.pth")
-    alexnet, w = load_lpips(str(Path(folder) / "alexnet.pth"))
+    kind, alexnet, w = load_lpips(str(Path(folder) / "alexnet.pth"))
+assert kind == "alex"  # a file says itself of which network it is
 with torch.no_grad():
     ours = metrics.lpips(alexnet, w, pictures["turned"], D)[0]
     assert torch.allclose(ours, lpips_naive(alexnet, w, pictures["turned"], D), atol=1e-4)

@@ -164,8 +164,8 @@ CASES = [
     ("evaluate", EVALUATE, dict(size="50"), "multiples of 16; nearest heights are 48 or 64"),
     ("evaluate", EVALUATE, dict(output="file/out.json"), "'file"),
     ("evaluate", EVALUATE, dict(output="clips"), "clips"),
-    ("evaluate", EVALUATE, dict(lpips="missing.pth"), "LPIPS 'missing.pth': expected 'alex' or a file with AlexNet's"),
-    ("evaluate", EVALUATE, dict(lpips="pickle.pt"), "pickle.pt: not a file with AlexNet's weights"),
+    ("evaluate", EVALUATE, dict(lpips="missing.pth"), "LPIPS 'missing.pth': expected 'alex', 'vgg' or a file"),
+    ("evaluate", EVALUATE, dict(lpips="pickle.pt"), "pickle.pt: not a file with AlexNet's or VGG-16's weights"),
     (
         "evaluate",
         EVALUATE,
@@ -173,7 +173,7 @@ CASES = [
         "FID 'missing.pth': expected 'inception' or a file with Inception's",
     ),
     ("evaluate", EVALUATE, dict(inception="pickle.pt"), "pickle.pt: not a file with Inception's weights"),
-    ("evaluate", EVALUATE, dict(lpips="foreign.pth"), "foreign.pth: not a file with AlexNet's weights"),
+    ("evaluate", EVALUATE, dict(lpips="foreign.pth"), "foreign.pth: not a file with AlexNet's or VGG-16's"),
     # features
     ("features", FEATURES, dict(minutes="0"), "--minutes is 0.0: expected more than 0"),
     ("features", FEATURES, dict(output="clips"), "clips: is a directory"),

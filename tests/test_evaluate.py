@@ -293,11 +293,11 @@ def judges():
 def test_judges_compare_what_was_made_with_what_was_wanted(few, features, judges):
     clip, counted = few[0], []
     distance = lambda made, wanted: counted.append(len(made)) or metrics.l1(made, wanted)  # noqa: E731
-    rows = evaluate(Knowing([clip]), [clip], features, judges=judges, lpips=distance, batch=10).rows
+    rows = evaluate(Knowing([clip]), [clip], features, judges=judges, distances={"counted": distance}, batch=10).rows
     plain = evaluate(Knowing([clip]), [clip], features).rows
-    names = ["AKD (ours, px)", "MKR (ours)", "AED (ours)", "LPIPS (alex)"]
+    names = ["AKD (ours, px)", "MKR (ours)", "AED (ours)", "counted"]
     assert all(rows[line].keys() == plain[line].keys() | set(names) for line in rows)
-    assert sum(counted) == 3 * 24 and rows["copy"]["LPIPS (alex)"] == pytest.approx(rows["copy"]["L1"])
+    assert sum(counted) == 3 * 24 and rows["copy"]["counted"] == pytest.approx(rows["copy"]["L1"])
     # By hand, one picture at a time; what a film shows is moved, but shows the same person.
     source, expected = judges(clip.frames[:1]), {name: [] for name in names[:3]}
     for frame in clip.frames[1:]:

@@ -10,7 +10,16 @@ from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
 from minimodel import metrics
 from minimodel.data import synthetic
-from minimodel.features import VGG19, AlexNet, FaceFeatures, FaceTasks, load_features, load_inception, load_lpips
+from minimodel.features import (
+    VGG16,
+    VGG19,
+    AlexNet,
+    FaceFeatures,
+    FaceTasks,
+    load_features,
+    load_inception,
+    load_lpips,
+)
 from minimodel.inception import Inception
 
 
@@ -157,33 +166,39 @@ def test_what_the_features_are_trained_by():
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in tasks.features.parameters())
 
 
-@pytest.fixture
-def alexnet(tmp_path):
-    """A file as torchvision's, with random weights."""
-    torch.manual_seed(0)
-    network = AlexNet()
-    torch.save(network.state_dict() | {"classifier.1.bias": torch.zeros(4096)}, tmp_path / "alexnet.pth")
-    return network, str(tmp_path / "alexnet.pth")
-
-
-@torch.no_grad()
-def test_lpips_equals_torchmetrics(alexnet, monkeypatch):
-    """Whose networks are torchvision's: it gets ours instead, of the same layers, and has its own scaling, weights of
-    channels and formula."""
-    network, path = alexnet
-    assert {name: tuple(value.shape) for name, value in network.state_dict().items() if "weight" in name} == {
+def test_alexnet_has_the_names_and_shapes_of_torchvision():
+    assert {name: tuple(value.shape) for name, value in AlexNet().state_dict().items() if "weight" in name} == {
         "features.0.weight": (64, 3, 11, 11),
         "features.3.weight": (192, 64, 5, 5),
         "features.6.weight": (384, 192, 3, 3),
         "features.8.weight": (256, 384, 3, 3),
         "features.10.weight": (256, 256, 3, 3),
     }
+
+
+def test_vgg16_has_the_names_and_shapes_of_torchvision():
+    numbers = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+    widths = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+    assert {name: tuple(value.shape) for name, value in VGG16().state_dict().items() if "weight" in name} == {
+        f"features.{number}.weight": (outputs, inputs, 3, 3)
+        for number, (inputs, outputs) in zip(numbers, pairwise(widths), strict=True)
+    }
+
+
+@pytest.mark.parametrize(("network", "kind"), [(AlexNet, "alex"), (VGG16, "vgg")])
+@torch.no_grad()
+def test_lpips_equals_torchmetrics(network, kind, tmp_path, monkeypatch):
+    """Whose networks are torchvision's: it gets ours instead, of the same layers, and has its own scaling, weights of
+    channels, formula and, of VGG-16, layers to read. Which network a file is of is seen from the file."""
+    torch.manual_seed(0)
+    network = network()
+    torch.save(network.state_dict() | {"classifier.1.bias": torch.zeros(4096)}, tmp_path / "published.pth")
     monkeypatch.setattr(torchmetrics_lpips, "_get_tv_model_features", lambda *a: network.features)
-    reference = torchmetrics_lpips._LPIPS(pretrained=True, net="alex", pnet_rand=True).eval()
+    reference = torchmetrics_lpips._LPIPS(pretrained=True, net=kind, pnet_rand=True).eval()
     made, wanted = torch.rand(2, 3, 3, 64, 80, generator=torch.Generator().manual_seed(0))
     expected = reference(2 * made - 1, 2 * wanted - 1).flatten().tolist()
-    features, weights = load_lpips(path)
-    assert not any(parameter.requires_grad for parameter in features.parameters())
+    loaded, features, weights = load_lpips(str(tmp_path / "published.pth"))
+    assert loaded == kind and not any(parameter.requires_grad for parameter in features.parameters())
     assert metrics.lpips(features, weights, made, wanted).tolist() == pytest.approx(expected, rel=1e-3)
     assert min(expected) > 0.01
 
@@ -203,21 +218,27 @@ def test_a_measure_without_its_network_says_so_in_one_line(load, whose, file, mo
         load()
     assert "\n" not in str(caught.value)
     measure, _, network = whose.split()
-    with pytest.raises(ValueError, match=rf"{measure} 'vgg': expected '\w+' or a file with {network} weights"):
-        load("vgg")
+    with pytest.raises(ValueError, match=rf"{measure} 'vgg19': expected '.* or a file with .*{network}.* weights"):
+        load("vgg19")
 
 
-def test_lpips_by_name_is_what_was_downloaded(alexnet, monkeypatch):
-    network, _ = alexnet
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **options: network.state_dict())
-    assert torch.equal(load_lpips()[0].features[10].weight, network.features[10].weight)
+@pytest.mark.parametrize(
+    ("network", "kind", "file"), [(AlexNet, "alex", "alexnet-owt-7be5be79.pth"), (VGG16, "vgg", "vgg16-397923af.pth")]
+)
+def test_lpips_by_name_is_what_was_downloaded(network, kind, file, monkeypatch):
+    published = network().state_dict()
+    asked = []
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **options: asked.append(url) or published)
+    loaded, features, _ = load_lpips(kind)
+    assert loaded == kind and [Path(url).name for url in asked] == [file]
+    assert torch.equal(features.features[10].weight, published["features.10.weight"])
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("number", range(4))
-def test_a_file_without_alexnet_is_refused_in_one_line(tmp_path, number):
+def test_a_file_without_a_network_of_lpips_is_refused_in_one_line(tmp_path, number):
     path = files_that_are_none(tmp_path)[number]
-    with pytest.raises(ValueError, match=f"{path}: not a file with AlexNet's weights") as caught:
+    with pytest.raises(ValueError, match=f"{path}: not a file with AlexNet's or VGG-16's weights") as caught:
         load_lpips(str(path))
     assert "\n" not in str(caught.value) and not (tmp_path / "executed").exists()
 
