@@ -3,7 +3,7 @@
 Three parts: heatmaps read by their mean position instead of their maximum (DSNT, which is `keypoints.soft_argmax`);
 labels from the embedded faces; and unlabelled video, on which a point that is found in one frame and carried to the
 next by Lucas-Kanade must be found where it arrives (the registration loss, SBR: "Supervision-by-Registration", Dong et
-al., CVPR 2018). The eyes are looked at twice, the second time from nearby, as an iris is hardly wider than a pixel of
+al., CVPR 2018). The eyes are looked at twice, the second time from nearby, as a pupil is hardly wider than a pixel of
 the face's heatmaps.
 
 Notebook: ``notebooks/04_landmarks_on_video.ipynb``.

@@ -66,7 +66,8 @@ class TokenSizes:
 
 @dataclass(frozen=True)
 class Config:
-    """All sizes of a model; saved with its weights. The defaults are the published ones of the `paper` preset."""
+    """All sizes of a model; saved with its weights. The defaults are those of the `paper` preset: the published ones,
+    where papers or their code give any."""
 
     preset: str = "paper"
     prior: str = "affine"

@@ -89,9 +89,9 @@ def solve_symmetric(
     """The smallest x among those that bring ``matrix`` x closest to ``right``; symmetric matrices of any rank.
     Eigenvalues below ``smallest`` times the largest count as zero.
 
-    Eigenvectors of a singular matrix have no derivative, so they are taken as constants, and the gradient goes through
-    one step of refinement, x + A^+ (b - A x), instead. That is the exact gradient where the rank is full, and a finite
-    one elsewhere: the part of it that leaves the rank as it is.
+    Eigenvectors have no derivative where eigenvalues coincide, as the zeros of a singular matrix may, so they are taken
+    as constants, and the gradient goes through one step of refinement, x + A^+ (b - A x), instead. That is the exact
+    gradient where the rank is full, and a finite one elsewhere: the part of it that leaves the rank as it is.
     """
     # The solver refuses NaN; through the refinement it reaches the result all the same.
     values, vectors = torch.linalg.eigh(torch.nan_to_num(matrix.detach()))
@@ -140,7 +140,8 @@ def random_transforms(
     count: int, generator: torch.Generator, *, affine_sigma: float = 0.05, bend_sigma: float = 0.005, grid: int = 5
 ) -> Spline:
     """``count`` random smooth maps of the image for the equivariance loss, with K = 1 and drawn on the CPU: an affine
-    map near the identity, bent by random weights at ``grid`` x ``grid`` control points (the published recipe)."""
+    map near the identity, bent by random weights at ``grid`` x ``grid`` control points. The strengths are those of the
+    published code, in which a point bends x and y alike."""
     control = rearrange(identity_grid(grid, grid), "c h w -> (h w) c").expand(count, 1, -1, -1)
     affine = torch.eye(2, 3) + affine_sigma * torch.randn(count, 1, 2, 3, generator=generator)
     weights = bend_sigma * torch.randn(count, 1, grid * grid, 2, generator=generator)

@@ -246,7 +246,7 @@ assert metrics.l1(wrong, D) > metrics.l1(S, D) > metrics.l1(by_package, D)
 # | **0** | (this) the task, the faces, the true flow | [`data/synthetic.py`](../minimodel/data/synthetic.py) |
 # | [**1**](01_affine_flows.ipynb) | coordinates, warping, ten moving parts | [`warping.py`](../minimodel/warping.py), [`affine.py`](../minimodel/affine.py), [`dense_motion.py`](../minimodel/dense_motion.py) |
 # | [**2**](02_thin_plate_splines.ipynb) | parts that bend, a background that moves | [`tps.py`](../minimodel/tps.py), [`dense_motion.py`](../minimodel/dense_motion.py), [`background.py`](../minimodel/background.py) |
-# | [**3**](03_unsupervised_keypoints.ipynb) | points that nobody labelled | [`keypoints.py`](../minimodel/keypoints.py), [`losses.py`](../minimodel/losses.py) |
+# | [**3**](03_unsupervised_keypoints.ipynb) | points that nobody labelled | [`keypoints.py`](../minimodel/keypoints.py), [`tokens.py`](../minimodel/tokens.py), [`losses.py`](../minimodel/losses.py) |
 # | [**4**](04_landmarks_on_video.ipynb) | 74 points with names that hold still on video | [`landmarks.py`](../minimodel/landmarks.py) |
 # | [**5**](05_landmark_motion.ipynb) | a face that moves by 74 points alone, gaze and all | [`landmark_motion.py`](../minimodel/landmark_motion.py) |
 # | [**6**](06_structure_correlation.ipynb) | who in the source looks like whom in the driving frame | [`correlation.py`](../minimodel/correlation.py) |

@@ -269,8 +269,8 @@ assert heatmap_loss(logits["two hills"], one, inside) > 2 * heatmap_loss(logits[
 # %% [markdown]
 # ## A second look at the eyes
 #
-# S2D wants gaze from its landmarks, and an iris is hardly wider than one pixel of the heatmaps. They say where an eye is,
-# and little of where it looks:
+# S2D wants gaze from its landmarks, and a pupil is hardly wider than one pixel of the heatmaps, an iris two. They say where
+# an eye is, and little of where it looks:
 
 
 # %%
@@ -344,7 +344,8 @@ print("parameters:", sizes)
 #
 # ## Measuring: how much does it tremble?
 #
-# Equation 9 asks how far each point is from the middle between where it was and where it will be:
+# Equation 9 asks how far each point is from the middle between where it was and where it will be ($D_{lm}^t$ are the
+# landmarks of frame $t$ of $T$; in notebook 5 they drive a photo):
 #
 # $$SMS = \frac{1}{T} \sum_{t=1}^{T} \left| \tfrac{1}{2}\left(D_{lm}^{t-1} + D_{lm}^{t+1}\right) - D_{lm}^t \right| . \tag{9}$$
 #
@@ -406,7 +407,7 @@ assert abs(metrics.landmark_error(*larger).mean().item() - shares["eyes twice"])
 #
 # $$\min_d \sum_{u} \big( I_{t+1}(p + d + u) - I_t(p + u) \big)^2 .$$
 #
-# For a small step the picture is about linear. With $J(u)$ the patch's gradient, least squares gives the step:
+# ($I_t$ is frame $t$, $p$ the point in it, and $u$ runs over the patch.) For a small step the picture is about linear. With $J(u)$ the patch's gradient, least squares gives the step:
 #
 # $$d \leftarrow d - \Big(\sum_u J J^\top + \varepsilon I\Big)^{-1} \sum_u J \,\big( I_{t+1}(p + d + u) - I_t(p + u) \big).$$
 #
@@ -605,7 +606,8 @@ assert error["labels and film"] < min(1.1 * error["before"], 1.1 * error["labels
 # steps calm the points, and the error stays about where it was. Don't expect more of it here: the shipped
 # detector has been through both losses already, and twenty steps show a direction. What the loss is worth, told by the
 # shipped one and six films that it never saw: an SMS of 161 by the maximum, of 90 by the mean, and of 81 after two thousand
-# steps with the registration loss (the paper, with other points and films: 115, 61, 51).
+# steps with the registration loss; without the film that trembles most 111, 37 and 29 (the paper, with other points and
+# films: 115, 61, 51).
 #
 # The film alone calms the points most, but nothing ties them to the face's features any more, and the error grows: the
 # registration loss only says that the two detections should *agree*, not where. Labels say where.
@@ -620,8 +622,8 @@ assert error["labels and film"] < min(1.1 * error["before"], 1.1 * error["labels
 #
 # <details><summary>Solutions</summary>
 #
-# 1. Hardly more than before, and even less: the carried point moves with its surroundings wherever it sits. It's the same
-#    hole as the collapse in notebook 3, and the same remedy: something else must say what the points *are*. There it was
+# 1. With a constant hardly more than before; with all points on the nose even less. The carried point moves with its
+#    surroundings wherever it sits. It's the same hole as the collapse in notebook 3, and the same remedy: something else must say what the points *are*. There it was
 #    reconstruction, here labels.
 # 2. `F.avg_pool1d(p_max.flatten(1).T[None], 5, 1, 2, count_include_pad=False)[0].T.view_as(p_max)`. SMS falls to less than
 #    a fifth, and the error falls too, because most places move slowly. But in the blink (frames 12 to 17) the *upper*

@@ -183,8 +183,8 @@ assert list(f.shape) == [1, 2, SIZE, SIZE] and not f.any()
 assert list(logit.shape) == [1, 1, SIZE, SIZE] and not torch.allclose(logit, at_rest, atol=0.01)
 
 # %% [markdown]
-# One branch sees the whole picture. But a pupil covers ten pixels of four thousand, and a network that minimises an
-# average can afford to ignore it. So three small branches look at a box each: an eye with its brow, the other one, the
+# One branch sees the whole picture. But an iris covers some sixteen pixels of four thousand, and a network that minimises
+# an average can afford to ignore it. So three small branches look at a box each: an eye with its brow, the other one, the
 # mouth. A box has a quarter of the picture's side and follows the mean of its landmarks, in the source as in the
 # driving frame.
 
@@ -533,8 +533,8 @@ flow = 0.1 * torch.randn(1, 2, SIZE, SIZE)
 assert torch.allclose(parsing_loss(S_P, flow, D_P, mode="nearest"), parsing_naive(S_P, flow, D_P), atol=1e-3)
 
 # %% [markdown]
-# It is a good *measure*. As a *loss* it is dead: move the flow by a hundredth of a pixel and no label changes. The
-# gradient isn't small, it is zero, everywhere and always.
+# It is a good *measure*. As a *loss* it is dead: move the flow by a hundredth of a pixel and hardly a label changes; where
+# one does, it jumps. The gradient isn't small, it is zero wherever it exists.
 
 # %%
 flow.requires_grad_()
@@ -702,7 +702,8 @@ for clip in clips:
 missed = {name: torch.stack(values).mean(0) for name, values in missed.items()}
 for name, (points_off, on_face, on_eyes) in missed.items():
     print(f"{name:>8}: landmarks {points_off:.1f} px, flow on the face {on_face:.1f} px, on the eyes {on_eyes:.1f} px")
-assert missed["true"][1] < missed["mean"][1] < missed["maximum"][1]
+cost = {name: missed[name][1] - missed["true"][1] for name in ("mean", "maximum")}  # on the face
+assert cost["mean"] > 0 and cost["maximum"] > 2 * cost["mean"]
 
 # %% [markdown]
 # The mean's landmarks cost the flow little. Those of the maximum, which knows only the heatmap's grid, cost several times as
@@ -752,15 +753,15 @@ assert min(shares.values()) > 0.5
 # ## Exercises
 #
 # 1. Train `without` twice as long. Does it catch up? What would its loss have to look like to care about pupils?
-# 2. Pull `yaw` far beyond what the data held (0.9). Which part fails first, and why the boxes last?
+# 2. Pull `yaw` far beyond what the data held (0.9). Which part fails first, and why do the boxes fail last?
 # 3. Give the model somebody else's landmarks: `synthetic.landmarks(synthetic.Faces.sample(1, 5))`. What moves besides the
 #    expression? (Notebook 10 is about this.)
 #
 # <details><summary>Solutions</summary>
 #
-# 1. In our runs it doesn't. A pupil is ten pixels of four thousand, so all that it can win is a quarter of a percent of the
-#    picture, less than what it loses by shaking the rest. Count these pixels a hundred times, or give them a box: the
-#    second is cheaper.
+# 1. In our runs it doesn't. A change of gaze touches sixty or seventy pixels of four thousand, so all that it can win is in
+#    less than two percent of the picture, and it loses more by shaking the rest. Count these pixels a hundred times, or give
+#    them a box: the second is cheaper.
 # 2. The global branch fails: it has to invent a flow for landmarks it never saw. A box moves with its landmarks even if
 #    its branch says nothing, because the shift $c_S - c_D$ is arithmetic, not learnt.
 # 3. The face takes the other person's *shape*: absolute landmarks hold identity and expression together. Relative transfer

@@ -173,7 +173,7 @@ assert bearings[0.1] > 2 * bearings[0.01]
 # %% [markdown]
 # Beside the Gaussians goes a learned **position embedding**, one picture per keypoint that is the same for all inputs: a
 # convolution does the same everywhere, and hardly knows where in the picture it is. It is a plain parameter, resized when
-# the image has another size.
+# the image has another size. (The paper doesn't mention it; the published code adds one to the Gaussians.)
 # The whole `StructureEncoder` is then an hourglass over this stack, and a 1 × 1 convolution to $C$ features:
 
 # %%
@@ -397,9 +397,10 @@ by_package = correlation.softmax_flow(perfect)
 assert torch.allclose(by_hand, by_package[0], atol=1e-4)
 
 # %% [markdown]
-# And on perfect features it gives the true flow back, to a hundredth of a pixel on the face. That checks three things
-# at once: the order of the volume's dimensions, $x$ before $y$, and the grid. (Not the flow: features made from a wrong one
-# would give the wrong one back.)
+# And on perfect features it gives the true flow back, to a hundredth of a pixel on the face. That checks the order of the
+# volume's dimensions, and that Eq. 8 lays out places as the features do. (Not the grid itself: a wrong one, used on both
+# sides, cancels; that $x$ comes before $y$ is what the largest score above says. Nor the flow: features made from a
+# wrong one would give the wrong one back.)
 
 # %%
 error = metrics.flow_error(by_package, true_flow, face).item()

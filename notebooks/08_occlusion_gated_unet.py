@@ -590,9 +590,7 @@ show.pictures(rows, columns=["its own gates", "all shut", "all open", "open, coa
 painter = ResidualGenerator(base=16, levels=3, maximum=64, blocks=3, outer_kernel=3, norm="group", scales=4)
 with torch.no_grad():
     (R, M), (R_stranger, _) = (painter(warp(image, flows_i[-1]), flows_i[-1]) for image in (S, stranger))
-T = gate(output.warped_source, R, 1 - torch.sigmoid(M))
 assert list(R.shape) == [1, 3, SIZE, SIZE] and list(M.shape) == [1, 1, SIZE, SIZE]
-assert torch.allclose(T, output.warped_source + torch.sigmoid(M) * (R - output.warped_source), atol=1e-6)  # S2D's Eq. 2
 assert not torch.allclose(R, R_stranger, atol=1e-2)
 
 # %% [markdown]
@@ -636,9 +634,10 @@ print(
 #    ```
 #    They sum to one together with `rest`, the weight of "nothing" (the zeros below Eq. 9). `rest` is why the plain
 #    version needed a fourth channel.
-# 2. `draw(mistakes["the true flow"], [resize_flow(visible, O_i.shape[-2:]) * 8 - 4 for O_i in occlusions_i])`. The
-#    blocks were trained with this model's own gates and flows. Truer inputs can be *stranger* inputs: where it has
-#    learned to correct a habit of its own gates, the correction is now wrong. The last cell has the numbers.
+# 2. `draw(mistakes["the true flow"], [resize_flow(visible, O_i.shape[-2:]) * 8 - 4 for O_i in occlusions_i])`. It is lower.
+#    Where the source shows the pixel the true flow halves the squared error. All that is lost is lost in the hidden fifth of
+#    the picture: there the true flow fetches whatever covers the place (a second fringe of hair), and true gates ask a
+#    painter that doesn't exist. The last cell has the numbers.
 # 3. Every visible detail has to be squeezed through the coarsest features and painted again. Gates at all scales let
 #    fine features (the texture of skin, hair, a backdrop) pass unpainted. That is the "multi-scale feature fusion" to
 #    which the paper's Table 3 treats all of its baselines.

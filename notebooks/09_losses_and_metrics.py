@@ -438,8 +438,9 @@ assert f_S.grad is None and f_D.grad is None and asked.grad.abs().sum() > 0
 # landmarks (**AKD**; **MKR** is the share not found any more), and is it the right *person* (**AED**, distance of identity
 # embeddings)? Between two people there is none. What remains is to ask whether the *pose* is the film's (**ARD**, difference
 # of yaw, pitch and roll), and the *expression* (**AUH**, share of action units that differ), and whether the pictures look
-# like faces at all (**FID**, distance between two clouds of features). We can render the right answer, so we can ask all of
-# them. As loops:
+# like faces at all (**FID**, distance between two clouds of features). MRFA doesn't say how ARD takes three angles together,
+# nor what its AUH counts (0.6 to 0.85 can't be such shares, as guessing has a half); the mean and the share are ours. We can
+# render the right answer, so we can ask all of them. As loops:
 
 
 # %%
@@ -643,7 +644,7 @@ for name, network in {"ours": features, "VGG-19": VGG19(), "VGG-16": VGG16(), "A
 # vector is scaled to length 1, and every channel $c$ of layer $l$ has a weight $w_{lc}$, learnt from what people called
 # more alike:
 #
-# $$\text{LPIPS} = \sum_l \frac{1}{h_l w_l} \sum_z \sum_c w_{lc} \left( \frac{\phi_{lc}(z)}{|\phi_l(z)|}
+# $$\text{LPIPS} = \sum_l \frac{1}{H_l W_l} \sum_z \sum_c w_{lc} \left( \frac{\phi_{lc}(z)}{|\phi_l(z)|}
 # - \frac{\phi'_{lc}(z)}{|\phi'_l(z)|} \right)^{\!2} .$$
 
 
@@ -684,7 +685,7 @@ for number, channels in enumerate(w, 1):
 # features of *photographs in general*. Whether lips close counts as much with it as with you is one more thing to measure.
 #
 # **Inception** is whose features FID has in papers, with weights of 2015, which `load_inception()` downloads, and
-# `minimodel evaluate --inception inception` with it. Again with fresh weights:
+# `minimodel evaluate --data cross-aligned --inception inception` with it. Again with fresh weights:
 
 # %%
 with tempfile.TemporaryDirectory() as folder:

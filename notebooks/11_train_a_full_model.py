@@ -112,8 +112,9 @@ for prior in (AffinePrior, SplinePrior, LandmarkPrior, NoPrior):
     print(f"{', '.join(names):14} {prior.__name__:13} {prior.__doc__.splitlines()[0]}")
 
 # %% [markdown]
-# All sizes are in one `Config`, which is saved with the weights. A preset is a `Config`; its defaults are the papers' (but
-# for `background`, which is ours). Any of them can be changed by name, here the U-Net's channels:
+# All sizes are in one `Config`, which is saved with the weights. A preset is a `Config`; its defaults are the papers', where
+# papers give them (`background`, the branches that move by landmarks and the convolutions before the tokens are ours). Any
+# of them can be changed by name, here the U-Net's channels:
 
 # %%
 for kind in (HourglassSizes, ResNetSizes, TokenSizes):
@@ -454,7 +455,8 @@ for name, row, before in zip(("L1", "PSNR", "flow, face"), gains, coarse_only.me
 #
 # The full model is ahead in all four measures of the picture, by less than seeds differ by. One difference holds in every
 # seed: without the update of the flow the flow is 0.08 ± 0.03 pixels worse on the face, hence no truer than without refinement
-# (1.09). The paper, too, finds that this update matters most. The source's image, which it finds useful, does nothing for our flow.
+# (1.09). In the paper this update matters most for L1 and LPIPS (for PSNR and AED it's the source's image, which does nothing
+# for our flow).
 #
 # **MRFA's Table 6: how far up?** Tokens, seed 0 (`ACCELERATE_MIXED_PRECISION=bf16 minimodel ablate mrfa-6`; the last row is
 # that of Table 3).
@@ -466,8 +468,8 @@ for name, row, before in zip(("L1", "PSNR", "flow, face"), gains, coarse_only.me
 # | 1/2 | 0.0306 | 24.25 | 0.830 | 0.166 | 1.17 | 1.68 | 0.96 | 0.0354 | 25.57 |
 # | the whole | 0.0294 | 24.60 | 0.840 | 0.159 | 1.12 | 1.61 | 0.91 | 0.0354 | 25.57 |
 #
-# There is no order that one seed could show (three seeds of the last row differ by 0.4 dB), and in the paper hardly any:
-# the coarsest scale alone brings nearly all that the pictures gain (without any: 0.0309, 24.30 dB, 1.21 pixels).
+# There is no order that one seed could show (three seeds of the last row differ by 0.4 dB), and in the paper hardly any.
+# Here the coarsest scale alone brings all that the pictures gain (without refinement: 0.0309, 24.30 dB, 1.21 pixels).
 #
 # **How far is the flow off if the loop stops after each scale?** Pixels; the last one is what the model uses. Longer runs, one
 # each.
@@ -563,9 +565,9 @@ for name, row, before in zip(("L1", "PSNR", "flow, face"), gains, coarse_only.me
 # <details><summary>Solutions</summary>
 #
 # 1. Coarse-only runs do more pairs a second, so compare at equal `steps=`, not minutes. After 6000 pairs the flow
-#    of the refined model is a little truer and its picture no better, both within what seeds differ by, so one run each
-#    proves nothing (`minimodel ablate mrfa-3` trains several). What is still missing in a face of thirty pixels, the lids, the points
-#    must know about first (notebook 7).
+#    of the refined model is a little truer and its L1 smaller, by less than single seeds differ by, so one run each proves
+#    nothing (eleven pairs of runs do, above). What is still missing in a face of thirty pixels, the lids, the points must
+#    know about first (notebook 7).
 # 2. Points may then mean one thing in one frame and another in the next, so a point's displacement says little about
 #    motion. See notebook 3, where this is shown.
 # 3. The losses fall to almost nothing: the generator copies the driving picture. And an animation shows the driving

@@ -80,9 +80,9 @@ def test_dropout_keeps_the_expected_sum_of_exponentials(probability):
     with_still = torch.cat([torch.zeros(1, dtype=torch.float64), logits]).view(1, 6, 1, 1).expand(draws, -1, -1, -1)
     still = contribution_masks(with_still, scales)[:, 0].flatten()
     assert torch.allclose((1 - still) / still, sums, rtol=1e-9)
-    # Logits divided by 1 - P instead, as published, would count for something else.
-    wrong = ((scales > 0) * (logits / (1 - probability)).exp()).sum(1).mean()
-    assert abs(wrong - whole) > 10 * sums.std() / draws**0.5
+    # Without dividing by 1 - P, which is what the published code comes to, a share P of the sum would be lost.
+    lost = 1 - ((scales > 0) * logits.exp()).sum(1).mean() / whole
+    assert lost.item() == pytest.approx(probability, abs=0.02)
 
 
 def test_dropping_nothing_changes_nothing():
