@@ -4,6 +4,7 @@ import dataclasses
 import sys
 import warnings
 
+import torch
 import tyro
 
 from minimodel.ablate import AblateConfig, ablate
@@ -55,6 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
         next(run for config, run in COMMANDS.values() if type(chosen) is config)(chosen)
     except (ValueError, OSError, TrainingStopped) as error:
         print(f"minimodel: {error}", file=sys.stderr)
+        return 2
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "out of memory"
+        print(f"minimodel: {reason}; a smaller --preset, --batch or --size needs less", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("minimodel: stopped", file=sys.stderr)

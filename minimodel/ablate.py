@@ -212,7 +212,8 @@ def ablate(config: AblateConfig) -> dict[str, dict]:
     config.check()
     table = TABLES[config.table]
     begin(config)
-    runs = [(row, seed) for seed in config.seeds or table.seeds for row in config.rows or table.rows]
+    # Whatever is asked for twice is trained once.
+    runs = dict.fromkeys((row, seed) for seed in config.seeds or table.seeds for row in config.rows or table.rows)
     todo = [] if config.report else [run for run in runs if not scores_path(config, *run).exists()]
     results = in_processes(config, todo) if config.parallel > 1 else one_by_one(config, todo)
     stopped = []

@@ -75,7 +75,8 @@ def lookup(
 ) -> Float[Tensor, "b features hi wi"]:
     """The numbers of ``lookup_volume(volume(driving_features, source_features), flow)`` without the volume.
 
-    Works on ``chunk`` driving pixels at a time, so that what it holds is (2r + 2)^2 x C x ``chunk`` numbers.
+    Works on ``chunk`` driving pixels at a time, so that what it holds is (2r + 2)^2 x C x ``chunk`` numbers (of all of
+    them while gradients are recorded).
     """
     size = tuple(flow.shape[-2:])
     shared = _shared_size(flow, driving_features[:, 0])

@@ -51,8 +51,8 @@ class EvaluateConfig:
     output: Path | None = None
     """Write the numbers here as well, as JSON."""
     find_landmarks: bool = False
-    """A model that moves by landmarks is given those of embedded faces; with this a detector has to find them there,
-    too, as it does in films."""
+    """A model that moves by landmarks is given those of embedded faces that drive themselves; with this a detector has
+    to find them there, too, as it does in films and between two people."""
     lpips: str | None = None
     """Measure LPIPS as well, where faces drive themselves: "alex" and "vgg" download AlexNet's or VGG-16's weights,
     anything else is a file with either."""
@@ -141,13 +141,13 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
 
 
-def load_evaluation(name: str, size: int) -> list[TestClip]:
+def load_evaluation(name: str, size: int, *, most: int | None = None) -> list[TestClip]:
     """ "synthetic" is the frozen benchmark; anything else a folder of clips, of which test/ or val/ is taken if it has
-    one."""
+    one, and the first ``most`` if that is given."""
     if name == "synthetic":
         return benchmark(size)
     clips = []
-    for path in find_clips(name, "test"):
+    for path in find_clips(name, "test")[:most]:
         frames = [fit(frame[None] / 255.0, size)[0] for _, frame in Clip(path).decode()]
         if len(frames) < 2:
             raise ValueError(f"{path}: one frame only, evaluation needs a source and a driving frame")

@@ -102,6 +102,9 @@ class AlexNet(nn.Module):
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        height, width = image.shape[-2:]
+        if min(height, width) < 31:
+            raise ValueError(f"pictures of {height} x {width} pixels: AlexNet needs sides of at least 31")
         x, taken = (image - self.mean) / self.std, []
         for layer in self.features:
             x = layer(x)

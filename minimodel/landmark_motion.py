@@ -42,7 +42,8 @@ class AdaIN(nn.Module):
         self.statistics.bias.data = torch.cat([torch.ones(channels), torch.zeros(channels)])
 
     def forward(self, x: Float[Tensor, "b c h w"], landmarks: Float[Tensor, "b n"]) -> Float[Tensor, "b c h w"]:
-        scale, shift = self.statistics(landmarks).chunk(2, dim=1)
+        with torch.autocast(x.device.type, enabled=False):  # landmarks are positions
+            scale, shift = self.statistics(landmarks).to(x.dtype).chunk(2, dim=1)
         return adain(x, scale, shift)
 
 

@@ -77,19 +77,19 @@ def lpips(
 
 
 def akd(made: Float[Tensor, "b k 2"], wanted: Float[Tensor, "b k 2"], found: Bool[Tensor, "b k"]) -> Float[Tensor, "b"]:
-    """Average keypoint distance (TPSM section 4.2): between the landmarks that a detector finds in the made and in the
+    """Average keypoint distance (TPSM section 4.1): between the landmarks that a detector finds in the made and in the
     wanted picture, in the landmarks' unit, over those ``found`` in both; NaN if there are none."""
     return ((made - wanted).norm(dim=-1) * found).sum(1) / found.sum(1)
 
 
 def mkr(made: Bool[Tensor, "b k"], wanted: Bool[Tensor, "b k"]) -> Float[Tensor, "b"]:
-    """Missing keypoint rate (TPSM section 4.2): of the landmarks found in the wanted picture, the share that isn't
+    """Missing keypoint rate (TPSM section 4.1): of the landmarks found in the wanted picture, the share that isn't
     found in the made one; NaN if there are none. What "found" means is up to the detector."""
     return (wanted & ~made).sum(1) / wanted.sum(1)
 
 
 def aed(made: Float[Tensor, "b d"], wanted: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
-    """Average Euclidean distance of two pictures' identity embeddings (TPSM section 4.2, MRFA's supplement)."""
+    """Average Euclidean distance of two pictures' identity embeddings (TPSM section 4.1, MRFA's supplement)."""
     return (made - wanted).norm(dim=1)
 
 

@@ -112,6 +112,8 @@ class Config:
     @classmethod
     def from_json(cls, text: str) -> "Config":
         values = json.loads(text)
+        _choose("prior", values["prior"], PRIORS)
+        _choose("generator", values["generator"], GENERATORS)
         # Files written before a field was there don't have it.
         for name, default in vars(cls()).items():
             if isinstance(default, HourglassSizes | ResNetSizes | TokenSizes) and name in values:
@@ -213,7 +215,7 @@ class Stages:
 @dataclass(kw_only=True)
 class Output(Stages):
     """A rendered frame with every stage on the way to it; ``painted`` is what the generator made, before the last step
-    that blends it with ``warped_source`` (without ``Config.blend`` it is the image)."""
+    that blends it with ``warped_source`` (of the U-Nets without ``Config.blend`` it is the image)."""
 
     image: Float[Tensor, "b 3 h w"]
     painted: Float[Tensor, "b 3 h w"]

@@ -4,6 +4,7 @@ Notebook: ``notebooks/11_train_a_full_model.ipynb``.
 """
 
 import io
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -56,8 +57,8 @@ def prepare(config: PrepareConfig) -> list[Path]:
     check_size(config.size)
     if config.fps < 1:
         raise ValueError(f"fps is {config.fps}: expected at least 1")
-    if config.seconds * config.fps < 2:
-        raise ValueError(f"seconds is {config.seconds}: a clip needs at least two frames")
+    if not 2 <= config.seconds * config.fps < math.inf:
+        raise ValueError(f"seconds is {config.seconds}: a clip needs at least two frames, and an end")
     if config.box is not None and config.box[2] < 1:
         raise ValueError(f"box has a side of {config.box[2]} pixels: expected left, top and a side of at least 1")
     files = []
@@ -95,7 +96,8 @@ def prepare(config: PrepareConfig) -> list[Path]:
                 points = points - torch.tensor(box[:2]) + 0.5  # from the corner of the box ...
                 points = points * config.size / box[2] - 0.5  # ... in pixels of the clip
                 about = dict(size=(config.size, config.size), fps=Fraction(config.fps))
-                save_landmarks((config.output / name).with_suffix(".npz"), points, found, **about)
+                with whole_file((config.output / name).with_suffix(".npz")) as unfinished:
+                    unfinished.write_bytes(landmarks_file(points, found, **about))
             written.append(config.output / name)
     return written
 
@@ -193,8 +195,7 @@ def landmarks(config: LandmarksConfig) -> Path:
         raise ValueError(f"{output}: the name of the output must end in .npz, and not be a directory")
     if config.box is not None and config.box[2] < 1:
         raise ValueError(f"box has a side of {config.box[2]} pixels: expected left, top and a side of at least 1")
-    numbers = sorted({int(number) for number in np.linspace(0, len(clip) - 1, LOOKS)})
-    looks = [next(frame for at, frame in clip.decode(number) if at >= number) for number in numbers]
+    looks = look_into(clip)
     box = config.box
     if box is None:
         height, width = looks[0].shape[-2:]
@@ -205,11 +206,28 @@ def landmarks(config: LandmarksConfig) -> Path:
         if sure < SURE:
             raise ValueError(f"{config.video}: no face found; --box says where it is")
     frames = (frame for _, frame in clip.decode())
-    points, found = find_landmarks(detector, tqdm(frames, total=len(clip), unit=" frames"), box)
-    height, width = looks[0].shape[-2:]
-    save_landmarks(output, points, found, size=(height, width), fps=clip.fps)
+    with whole_file(output) as unfinished:
+        points, found = find_landmarks(detector, tqdm(frames, total=len(clip), unit=" frames"), box)
+        unfinished.write_bytes(landmarks_file(points, found, size=looks[0].shape[-2:], fps=clip.fps))
     print(f"wrote {output}: a face in {int(found.sum())} of {len(found)} frames")
     return output
+
+
+def look_into(clip: Clip) -> list[Tensor]:
+    """Frames from all over the clip; of one that breaks off, from what there is."""
+    looks = []
+    for number in sorted({int(number) for number in np.linspace(0, len(clip) - 1, LOOKS)}):
+        try:
+            for at, shown in clip.decode(number):
+                frame = shown
+                if at >= number:
+                    break
+        except ValueError:
+            if not looks:
+                raise
+            break
+        looks.append(frame)
+    return looks
 
 
 @torch.inference_mode()
@@ -250,19 +268,14 @@ def settle_box(
     return best, surest
 
 
-def save_landmarks(
-    path: Path, points: Float[Tensor, "t 74 2"], found: Bool[Tensor, "t"], *, size: tuple[int, int], fps: Fraction
-) -> None:
-    """Write an .npz, whole or not at all. ``size`` = (height, width) and ``fps`` of the film are what else it takes to
-    drive a face."""
+def landmarks_file(
+    points: Float[Tensor, "t 74 2"], found: Bool[Tensor, "t"], *, size: tuple[int, int], fps: Fraction
+) -> bytes:
+    """An .npz. ``size`` = (height, width) and ``fps`` of the film are what else it takes to drive a face."""
     file = io.BytesIO()
-    about = dict(size=size, fps=fps.as_integer_ratio())
+    about = dict(size=tuple(size), fps=fps.as_integer_ratio())
     np.savez_compressed(file, landmarks=points.numpy(), found=found.numpy(), **about)
-    try:
-        with whole_file(path) as unfinished:
-            unfinished.write_bytes(file.getvalue())
-    except OSError as error:
-        raise ValueError(f"{path}: can't be written ({error.strerror})") from error
+    return file.getvalue()
 
 
 NAMES = ("ada", "ben", "cleo", "dev", "elif", "finn", "gita", "hugo", "ines", "juri", "kofi", "lena")
@@ -294,9 +307,9 @@ def synthesize(config: SynthesizeConfig) -> list[Path]:
     check_size(config.size)
     if config.clips < 1:
         raise ValueError(f"clips is {config.clips}: expected at least 1")
+    if not TRUTH_EVERY < config.seconds * FPS < math.inf:
+        raise ValueError(f"seconds is {config.seconds}: expected more than {TRUTH_EVERY / FPS}, and an end")
     frames = round(config.seconds * FPS)
-    if frames <= TRUTH_EVERY:
-        raise ValueError(f"seconds is {config.seconds}: expected more than {TRUTH_EVERY / FPS}")
     config.output.mkdir(parents=True, exist_ok=True)
     identities = synthetic.sample_identities(config.clips, config.seed)
     written = []

@@ -50,7 +50,7 @@ def read_config(path: Path, kind: str, build: Callable[[str], Built]) -> Built:
     text = read_metadata(path, kind)["config"]
     try:
         return build(text)
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: weights of another version of minimodel ({error})") from error
 
 

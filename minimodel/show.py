@@ -126,4 +126,4 @@ def film(frames: Float[Tensor, "t 3 h w"], *, fps: int = 12, side: int = 192):
 
 def save_picture(picture: Float[Tensor, "3 h w"], path: str | Path) -> None:
     """Write a PNG."""
-    iio.imwrite(path, (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
+    iio.imwrite(path, (picture.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())

@@ -14,13 +14,14 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
 from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, distributed, nn
@@ -33,7 +34,7 @@ from minimodel import losses
 from minimodel.data import synthetic
 from minimodel.data.video import Augmentation, VideoPairs
 from minimodel.dense_motion import dropout_scales
-from minimodel.evaluate import evaluate, load_evaluation, strip
+from minimodel.evaluate import BENCHMARK_CLIPS, evaluate, load_evaluation, strip
 from minimodel.features import load_features
 from minimodel.landmarks import LandmarkDetector
 from minimodel.model import AnimationModel, Motion
@@ -145,11 +146,11 @@ class TrainConfig:
 
 
 def check_positive(config: object, *names: str) -> None:
-    """Raise a ValueError for the first of these settings that is given and not more than 0."""
+    """Raise a ValueError for the first of these settings that is given and not a finite number above 0."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and not value > 0:  # this way round, what isn't a number is refused, too
-            raise ValueError(f"--{name.replace('_', '-')} is {value}: expected more than 0")
+        if value is not None and not 0 < value < math.inf:  # this way round, what isn't a number is refused, too
+            raise ValueError(f"--{name.replace('_', '-')} is {value}: expected more than 0, and finite")
 
 
 class SyntheticPairs:
@@ -221,6 +222,8 @@ class PairStream(Dataset):
         for number, source in enumerate(self.sources):
             # Slots go round the sources, so that every batch holds equal shares.
             slots = (mine % len(self.sources) == number).nonzero().flatten()
+            if not len(slots):  # this process has fewer than there are sources
+                continue
             wanted = drawn[number], mine[slots] // len(self.sources), self.device
             frames[:, slots] = torch.stack(source.load(*wanted))
             if self.detector is not None:
@@ -392,7 +395,9 @@ def train(config: TrainConfig, **sizes) -> AnimationModel:
     keep_freed_memory()
     # Steps of motion alone leave the generator's parameters without a gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else None, kwargs_handlers=[unused])
+    patient = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # while one process evaluates, the others wait
+    precision = "bf16" if torch.cuda.is_available() else None
+    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[unused, patient])
     if config.batch % accelerator.num_processes:
         raise ValueError(f"batch {config.batch} can't be shared evenly by {accelerator.num_processes} processes")
     torch.manual_seed(config.seed)
@@ -413,7 +418,9 @@ def train(config: TrainConfig, **sizes) -> AnimationModel:
         model.prior.use_detector(LandmarkDetector.load().to(accelerator.device))
     droppable = model.config.points if model.config.prior == "tps" else 0
     stream = PairStream(config, size, place, share=share, droppable=droppable, detector=detector)
-    evaluations = {name: load_evaluation(name, size) for name in config.evaluate or config.data}
+    # Only the main process evaluates, and on few clips: on all of VoxCeleb's test set it would take hours.
+    watched = (config.evaluate or config.data) if accelerator.is_main_process else ()
+    evaluations = {name: load_evaluation(name, size, most=BENCHMARK_CLIPS) for name in watched}
 
     step_module = TrainingStep(model, features, config.loss).to(accelerator.device, memory_format=torch.channels_last)
     average = AveragedModel(model, multi_avg_fn=partial(_average, decay=config.average), use_buffers=True)
@@ -435,8 +442,8 @@ def train(config: TrainConfig, **sizes) -> AnimationModel:
 
     milestones = TPSM_MILESTONES if config.system == "tpsm" else MILESTONES
     batches = iter(DataLoader(stream, batch_size=None, sampler=range(state.step, 2**31), num_workers=config.workers))
-    looked = state.seconds
     progress = agreed_progress(config, state, accelerator)
+    looked = state.seconds
     if progress >= 1:  # a run that is done; it may have been killed between its last two files
         if log is not None:
             checkpoint()
@@ -494,13 +501,11 @@ class RunState:
 
 
 def agreed_progress(config: TrainConfig, state: RunState, accelerator: Accelerator) -> float:
-    """The share of the run that is done, the same in all processes."""
-    if config.steps is not None:
-        return state.step / config.steps
-    seconds = [state.seconds]
+    """The share of the run that is done. All processes take the main one's clock, as it also says when they evaluate:
+    one that thought otherwise would wait for the others for ever."""
     if accelerator.num_processes > 1:
-        broadcast_object_list(seconds)
-    return seconds[0] / (60 * config.minutes)
+        (state.seconds,) = broadcast_object_list([state.seconds])
+    return state.step / config.steps if config.steps is not None else state.seconds / (60 * config.minutes)
 
 
 def share_statistics(model: nn.Module, device: torch.device) -> nn.Module:
@@ -514,11 +519,16 @@ def share_statistics(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
-    """BatchNorm whose mean and variance are those of all processes' batches, which must be of one size."""
+    """BatchNorm whose mean and variance are those of all processes' batches, which must be of one size. Under autocast
+    they are taken in float32, as torch's own layer does."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         if not self.training:
             return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.shared(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
+
+    def shared(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         processes = distributed.get_world_size()
         mean = all_reduce(x.mean((0, 2, 3))) / processes
         centred = x - mean[:, None, None]

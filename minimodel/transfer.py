@@ -20,7 +20,7 @@ from scipy.spatial import ConvexHull, QhullError
 from torch import Tensor, nn
 
 from minimodel.model import AnimationModel, Motion
-from minimodel.saving import fill, find_weights, make_metadata, read_metadata, write_weights
+from minimodel.saving import fill, find_weights, make_metadata, read_config, read_metadata, write_weights
 from minimodel.warping import full_precision
 
 MODES = ("standard", "relative", "avd")
@@ -196,10 +196,9 @@ class AvdNetwork(nn.Module):
         command = f"minimodel avd --weights {weights}"
         if not path.exists():
             raise ValueError(f"mode avd needs {path}, which isn't there: it is made by `{command}`")
-        metadata = read_metadata(path, "avd")
-        if metadata["points_of"] != fingerprint(model):
+        if read_metadata(path, "avd")["points_of"] != fingerprint(model):
             raise ValueError(f"{path}: was trained on the points of other weights; train it again: `{command}`")
-        network = cls(**json.loads(metadata["config"]))
+        network = read_config(path, "avd", lambda text: cls(**json.loads(text)))
         fill(network, path)
         return network.eval().to(next(model.parameters()).device)
 

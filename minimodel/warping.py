@@ -22,7 +22,7 @@ def full_precision(function):
 
     @wraps(function)
     def outside_autocast(*args, **kwargs):
-        first = next(value for value in args if isinstance(value, Tensor))
+        first = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         with torch.autocast(first.device.type, enabled=False):
             return function(*args, **kwargs)
 

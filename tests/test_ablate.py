@@ -35,7 +35,7 @@ def small_train(config, **sizes):
     return train(dataclasses.replace(config, evaluate_minutes=1e-9), **SIZES | points | sizes)
 
 
-def two_frames(name, size):
+def two_frames(name, size, most=None):
     faces = synthetic.Faces(synthetic.sample_identities(1, 0), synthetic.animate_states(16, 0)[::8])
     return [synthetic_clip(name, faces, 32)]
 

@@ -12,7 +12,7 @@ from minimodel.animate import AnimateConfig, animate, find_start, render_frames
 from minimodel.data import synthetic
 from minimodel.data.video import Clip, read_landmarks
 from minimodel.model import AnimationModel
-from minimodel.prepare import save_landmarks
+from minimodel.prepare import landmarks_file
 from minimodel.transfer import AvdNetwork
 from minimodel.warping import to_pixels
 from tests.test_video import film, with_sound
@@ -67,7 +67,8 @@ def by_landmarks(setup, tmp_path):
 def test_landmarks_alone_can_drive(by_landmarks, tmp_path, monkeypatch):
     true = synthetic.landmarks(synthetic.Faces.sample(3, seed=1))
     pixels = to_pixels(true, (90, 90)) + torch.tensor([15.0, 0.0])  # in the middle of 120 x 90 pixels
-    save_landmarks(tmp_path / "d.npz", pixels, torch.ones(3, dtype=torch.bool), size=(90, 120), fps=Fraction(24))
+    file = landmarks_file(pixels, torch.ones(3, dtype=torch.bool), size=(90, 120), fps=Fraction(24))
+    (tmp_path / "d.npz").write_bytes(file)
     read, fps = read_landmarks(tmp_path / "d.npz")
     assert torch.allclose(read, true, atol=1e-5) and fps == 24
     used, encode = [], AnimationModel.encode_driving
@@ -98,7 +99,7 @@ def test_what_are_no_landmarks_is_said_in_one_line(setup, by_landmarks, tmp_path
     with pytest.raises(ValueError, match=r"missing\.npz: no such file"):
         animate(by_landmarks(driving="missing.npz"))
     points, found = torch.zeros(2, 74, 2), torch.ones(2, dtype=torch.bool)
-    save_landmarks(tmp_path / "good.npz", points, found, size=(64, 64), fps=Fraction(25))
+    (tmp_path / "good.npz").write_bytes(landmarks_file(points, found, size=(64, 64), fps=Fraction(25)))
     with pytest.raises(ValueError, match="prior 'affine'"):
         animate(setup(driving="good.npz"))
     assert not (tmp_path / "out.mp4").exists()

@@ -176,6 +176,9 @@ CASES = [
     ("evaluate", EVALUATE, dict(lpips="foreign.pth"), "foreign.pth: not a file with AlexNet's or VGG-16's"),
     # features
     ("features", FEATURES, dict(minutes="0"), "--minutes is 0.0: expected more than 0"),
+    ("features", FEATURES, dict(minutes="inf"), "--minutes is inf: expected more than 0, and finite"),
+    ("synthesize", SYNTHESIZE, dict(seconds="inf"), "seconds is inf"),
+    ("prepare", PREPARE, dict(seconds="inf", box="0 0 64"), "seconds is inf"),
     ("features", FEATURES, dict(output="clips"), "clips: is a directory"),
     ("features", FEATURES, dict(output="file/out"), "'file'"),
     # judges
@@ -292,6 +295,16 @@ def test_bugs_are_not_hidden(monkeypatch):
         main(words("train", TRAIN, {}))
 
 
+def test_a_device_that_is_full_is_said_in_one_line(monkeypatch, capsys):
+    def fill(config):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nAnd much more")
+
+    monkeypatch.setitem(commands.COMMANDS, "train", (commands.TrainConfig, fill))
+    assert main(words("train", TRAIN, {})) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("minimodel: CUDA out of memory") and "--batch" in line and line.count("\n") == 1
+
+
 def test_warnings_are_one_line(monkeypatch, capsys):
     monkeypatch.setitem(
         commands.COMMANDS,
@@ -314,16 +327,20 @@ def test_sizes_that_films_cannot_have(place, capsys, options, message):
     assert message in line
 
 
-@pytest.mark.parametrize("command, name", [("evaluate", "model"), ("landmarks", "detector")])
-def test_weights_of_another_version_are_named(place, capsys, command, name):
+NEWER = [("evaluate", "model", "invented_later", 1), ("landmarks", "detector", "invented_later", 1)]
+NEWER += [("evaluate", "model", "prior", "invented-later"), ("evaluate", "model", "generator", "invented-later")]
+
+
+@pytest.mark.parametrize("command, name, field, value", NEWER)
+def test_weights_of_another_version_are_named(place, capsys, command, name, field, value):
     path = f"{name}.safetensors"
     with safe_open(path, framework="pt") as weights:
         metadata = weights.metadata()
-    config = json.loads(metadata["config"]) | dict(invented_later=1)
+    config = json.loads(metadata["config"]) | {field: value}
     save_file(load_file(path), path, metadata | dict(config=json.dumps(config)))
     assert main(words(command, dict(evaluate=EVALUATE, landmarks=LANDMARKS)[command], {})) == 2
     (line,) = complaints(capsys.readouterr().err)
-    assert f"{path}: weights of another version of minimodel" in line and "invented_later" in line
+    assert f"{path}: weights of another version of minimodel" in line and re.search("invented.later", line)
 
 
 def test_stopping_by_hand_is_no_traceback(capsys, monkeypatch):

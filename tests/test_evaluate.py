@@ -522,6 +522,12 @@ def test_the_part_to_evaluate_on_is_found(tmp_path):
         assert all(a < b for a, b in pairwise(levels)) and levels[0] == pytest.approx(0.5, abs=0.02)
 
 
+def test_only_the_first_clips_may_be_asked_for(tmp_path):
+    for name in ("one", "three", "two"):
+        film(tmp_path / f"{name}.mp4")
+    assert [clip.name for clip in load_evaluation(str(tmp_path), 16, most=2)] == ["one", "three"]
+
+
 def test_a_clip_of_one_frame_has_nothing_to_measure(tmp_path):
     film(tmp_path / "long.mp4")
     film(tmp_path / "short.mp4", count=1)

@@ -222,6 +222,12 @@ def test_a_measure_without_its_network_says_so_in_one_line(load, whose, file, mo
         load("vgg19")
 
 
+def test_pictures_too_small_for_alexnet_are_refused_in_one_line():
+    assert AlexNet()(torch.rand(1, 3, 31, 40))[-1].shape[2:] == (1, 1)
+    with pytest.raises(ValueError, match="pictures of 30 x 40 pixels: AlexNet needs sides of at least 31"):
+        AlexNet()(torch.rand(1, 3, 30, 40))
+
+
 @pytest.mark.parametrize(
     ("network", "kind", "file"), [(AlexNet, "alex", "alexnet-owt-7be5be79.pth"), (VGG16, "vgg", "vgg16-397923af.pth")]
 )

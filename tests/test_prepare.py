@@ -164,6 +164,25 @@ def test_the_landmarks_of_a_film(tmp_path, red_and_green, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a.npz"]
 
 
+@pytest.mark.filterwarnings("ignore:.*breaks off")
+def test_landmarks_of_a_film_that_breaks_off_end_there(tmp_path, red_and_green):
+    data = bytearray(dotted_film(tmp_path / "a.mp4", count=60).read_bytes())
+    start = data.find(b"mdat")
+    end = start + int.from_bytes(data[start - 4 : start], "big")
+    middle = (start + end) // 2
+    data[middle:end] = bytes(end - middle)
+    (tmp_path / "a.mp4").write_bytes(data)
+    with np.load(landmarks(LandmarksConfig(tmp_path / "a.mp4", box=(20, 0, 200)))) as file:
+        assert 5 < len(file["landmarks"]) < 60
+
+
+def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path, red_and_green, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("minimodel.prepare.find_landmarks", lambda *_: pytest.fail("too late"))
+    with pytest.raises(OSError, match="file"):
+        landmarks(LandmarksConfig(dotted_film(tmp_path / "a.mp4"), output=tmp_path / "file" / "a.npz"))
+
+
 def test_a_film_without_a_face_is_named_and_nothing_is_written(tmp_path, red_and_green):
     with VideoWriter(tmp_path / "a.mp4") as film:
         for _ in range(3):

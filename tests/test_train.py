@@ -16,8 +16,10 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -166,8 +168,8 @@ def in_double_precision():
             torch.set_default_dtype(torch.float64)
             torch.Tensor.float = torch.Tensor.double
 
-    def load_evaluation(*arguments):
-        loaded = as_usual(load, *arguments)
+    def load_evaluation(*arguments, **options):
+        loaded = as_usual(partial(load, **options), *arguments)
         for clip in loaded:
             clip.frames = clip.frames.double()
         return loaded
@@ -460,6 +462,36 @@ def test_two_sources_give_equal_shares_to_every_process(tmp_path):
         batch = stream(data, share=share)[0]
         black = (batch["source"].flatten(1).amax(1) < 0.05) & (batch["driving"].flatten(1).amax(1) < 0.05)
         assert 2 * int(black.sum()) == len(black) == 8 // share[1]
+
+
+def test_a_process_may_have_fewer_pairs_than_there_are_sources(clips):
+    data = ("synthetic", str(clips))
+    for share in range(4):
+        assert len(stream(data, share=(share, 8))[0]["source"]) == 1
+
+
+def test_all_processes_go_by_the_clock_of_the_main_one(monkeypatch):
+    """Or one of them would evaluate and wait, while the others take another step and wait, too."""
+    monkeypatch.setattr(module, "broadcast_object_list", lambda mine: [61.0])
+    two = Mock(spec=module.Accelerator, num_processes=2)
+    for limits, expected in ((dict(minutes=2.0, steps=None), 61 / 120), (dict(steps=8), 0.5)):
+        state = module.RunState(step=4, seconds=59.0)
+        assert module.agreed_progress(TrainConfig(Path("run"), **limits), state, two) == pytest.approx(expected)
+        assert state.seconds == 61
+
+
+def test_shared_statistics_are_those_of_torch_and_take_bfloat16(monkeypatch):
+    monkeypatch.setattr(module.distributed, "get_world_size", lambda: 1)
+    monkeypatch.setattr(module, "all_reduce", lambda x: x)
+    torch.manual_seed(0)
+    shared, plain = module.SharedBatchNorm(4), torch.nn.BatchNorm2d(4)
+    x = 3 * torch.randn(5, 4, 6, 7) + 1
+    assert torch.allclose(shared(x), plain(x), atol=1e-5)
+    for name in ("running_mean", "running_var"):
+        assert torch.allclose(getattr(shared, name), getattr(plain, name), atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = shared(x.bfloat16())
+    assert narrow.dtype == torch.bfloat16 and torch.allclose(narrow.float(), plain(x), atol=0.05)
 
 
 def test_numbers_for_dropout_change_nothing_else():

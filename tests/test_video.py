@@ -1,3 +1,4 @@
+import struct
 import warnings
 from fractions import Fraction
 
@@ -88,6 +89,8 @@ def test_the_cache_decodes_a_clip_once_and_forgets_the_oldest(tmp_path):
     assert levels([cache(0, 5)]) == [5] and calls == ["0"]
     cache(1, 11), cache(2, 11)
     assert list(cache.frames) == [1, 2] and cache.held <= cache.limit
+    short = FrameCache(paths[:1], 16, limit=5 * 3 * 16 * 16)  # not even one clip has room in this
+    assert levels([short(0, 11), short(0, 3), short(0, 4)]) == [11, 3, 4] and short.held <= short.limit
 
 
 def test_data_sets_may_be_split_or_not(tmp_path):
@@ -168,10 +171,31 @@ def test_palette_and_grey_with_transparency(tmp_path):
 
     Image.new("RGB", (16, 16), (51, 102, 255)).convert("P").save(tmp_path / "p.png")
     Image.new("LA", (16, 16), (51, 255)).save(tmp_path / "la.png")
-    Image.new("CMYK", (16, 16), (0, 0, 0, 0)).save(tmp_path / "cmyk.jpg")
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg")
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "cmyk.tif")
     assert torch.allclose(read_image(tmp_path / "p.png").mean((1, 2)), torch.tensor([0.2, 0.4, 1.0]), atol=0.05)
     assert torch.allclose(read_image(tmp_path / "la.png").mean((1, 2)), torch.full((3,), 0.2), atol=0.003)
-    assert read_image(tmp_path / "cmyk.jpg").shape == (3, 16, 16)
+    for name in ("cmyk.jpg", "cmyk.tif"):  # all of magenta and yellow is red
+        assert torch.allclose(read_image(tmp_path / name).mean((1, 2)), torch.tensor([1.0, 0.0, 0.0]), atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
+def test_a_camera_that_was_turned_is_obeyed(tmp_path, name):
+    from PIL import Image
+
+    picture = np.zeros((16, 24, 3), np.uint8)
+    picture[:, :12] = 255  # bright on the left
+    mark = Image.Exif()
+    mark[0x0112] = 6  # to be turned clockwise by a quarter: the left side is the top
+    Image.fromarray(picture).save(tmp_path / name, exif=mark)
+    image = read_image(tmp_path / name)
+    assert image.shape == (3, 24, 16) and image[:, :10].min() > 0.9 and image[:, -10:].max() < 0.1
+
+
+def test_a_grey_picture_of_many_pages_is_refused_in_one_line(tmp_path):
+    iio.imwrite(tmp_path / "pages.tif", np.zeros((9, 16, 16), np.uint8))
+    with pytest.raises(ValueError, match="channels or pages, expected a picture of 1 to 4 channels"):
+        read_image(tmp_path / "pages.tif")
 
 
 def test_pictures_that_are_none_are_refused_in_one_line(tmp_path):
@@ -269,8 +293,39 @@ def test_a_film_without_its_end_is_read_up_to_there_with_a_warning(tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         frames = [frame for _, frame in Clip(tmp_path / "cut.mp4").decode()]
+        cache = FrameCache([tmp_path / "cut.mp4"], 64)
+        assert torch.equal(cache(0, 39), frames[-1])  # the last that there is
     assert 0 < len(frames) < 40
     assert any("breaks off" in str(w.message) for w in caught)
+
+
+def test_a_film_whose_camera_was_turned_stands_upright(tmp_path):
+    """As phones write it: the pictures lie, and a matrix in the track's header says how to turn them."""
+    path = film(tmp_path / "a.mp4", size=64)  # red in the upper left corner
+    data = path.read_bytes()
+    start = data.index(b"tkhd")
+    straight = struct.pack(">9i", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
+    turned = struct.pack(">9i", 0, 0x10000, 0, -0x10000, 0, 0, 64 << 16, 0, 0x40000000)  # clockwise by a quarter
+    at = data.index(straight, start)
+    path.write_bytes(data[:at] + turned + data[at + len(turned) :])
+    for _, frame in Clip(path).decode():
+        red = (frame[0].float() - frame[2].float())[None]
+        assert red[:, :12, -12:].mean() > 20 + red[:, :12, :12].mean()  # now in the upper right one
+
+
+def test_frames_of_an_avi_are_counted_in_the_order_in_which_they_are_shown(tmp_path):
+    with av.open(str(tmp_path / "a.avi"), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"bf": "2", "g": "6", "b_strategy": "0"})
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for number in range(24):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), 10 * number, np.uint8))))
+        container.mux(stream.encode())
+    clip = Clip(tmp_path / "a.avi")
+    shown = [(number, round(float(frame.float().mean()) / 10)) for number, frame in clip.decode()]
+    assert [number for number, _ in shown] == list(range(len(shown))) and len(shown) >= 22
+    assert all(abs(number - level) <= 1 for number, level in shown)
+    assert [level for _, level in shown] == sorted(level for _, level in shown)
 
 
 # Writing
@@ -291,6 +346,28 @@ def test_sound_times_and_metadata_of_the_driving_video_are_kept(tmp_path):
         assert sound.codec.name == "aac" and 0.8 < seconds < 1.2
         loudness = np.concatenate([f.to_ndarray().ravel() for f in container.decode(sound)])
         assert np.abs(loudness).max() > 0.5
+
+
+@pytest.mark.parametrize("codec", ["aac", "flac"])
+def test_sound_of_a_film_that_begins_late_stays_with_its_pictures(tmp_path, codec):
+    now, later = av.open(str(with_sound(tmp_path / "now.mkv", codec=codec))), av.open(str(tmp_path / "later.mkv"), "w")
+    with now, later:
+        streams = {stream.index: later.add_stream_from_template(stream) for stream in now.streams}
+        for packet in now.demux():
+            if packet.dts is not None:
+                late = round(5 / packet.time_base)
+                packet.pts, packet.dts = packet.pts + late, packet.dts + late
+                packet.stream = streams[packet.stream.index]
+                later.mux(packet)
+    source = Clip(tmp_path / "later.mkv")
+    assert 4.9 < float(source.times[0] * source.time_base) < 5.2
+    with VideoWriter(tmp_path / "b.mp4", like=source) as writer:
+        for _ in range(len(source)):
+            writer.write(torch.rand(3, 64, 64))
+    with av.open(str(tmp_path / "b.mp4")) as container:
+        frames = list(container.decode(container.streams.audio[0]))
+    assert abs(frames[0].time) < 0.1 and 0.7 < frames[-1].time < 1.2
+    assert np.abs(np.concatenate([frame.to_ndarray().ravel() for frame in frames])).max() > 0.5
 
 
 def test_sound_that_mp4_cannot_hold_is_converted(tmp_path):

@@ -88,4 +88,4 @@ def test_full_precision_leaves_autocast():
     a = torch.rand(4, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert (a @ a).dtype == torch.bfloat16
-        assert double(a, a).dtype == torch.float32
+        assert double(a, a).dtype == double(a=a, b=a).dtype == torch.float32

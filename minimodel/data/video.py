@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -35,13 +36,24 @@ def read_image(path: str | Path) -> Float[Tensor, "3 h w"]:
     if path.is_dir():
         raise ValueError(f"{path}: is a directory, expected a picture")
     try:
-        usual = path.suffix.lower() in (".jpg", ".jpeg", ".png")
-        array = iio.imread(path, plugin="pillow", rotate=True) if usual else iio.imread(path)
+        array = _read_array(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except Exception as error:  # the reading libraries raise many kinds
         raise ValueError(f"{path}: not a picture that can be read ({_one_line(error)})") from error
     return _to_rgb(array, path)
+
+
+def _read_array(path: Path) -> np.ndarray:
+    if path.suffix.lower() not in (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"):
+        return iio.imread(path)
+    with iio.imopen(path, "r", plugin="pillow") as file:
+        mode = file.metadata()["mode"]
+    if mode in ("CMYK", "YCbCr", "LAB", "HSV"):  # their channels would be taken for colours and transparency
+        return iio.imread(path, plugin="pillow", mode="RGB", rotate=True)
+    if path.suffix.lower() in (".tif", ".tiff"):
+        return iio.imread(path)  # by another reader, which knows 16 bits of several channels
+    return iio.imread(path, plugin="pillow", rotate=True)
 
 
 def _to_rgb(array: np.ndarray, path: Path) -> Tensor:
@@ -50,6 +62,8 @@ def _to_rgb(array: np.ndarray, path: Path) -> Tensor:
     elif array.ndim == 4:  # an animated picture: its first frame
         array = array[0]
     height, width, channels = array.shape
+    if channels > 4:
+        raise ValueError(f"{path}: {channels} channels or pages, expected a picture of 1 to 4 channels")
     if not SMALLEST <= min(height, width) <= max(height, width) <= LARGEST:
         raise ValueError(f"{path}: {width} x {height} pixels, sides must be {SMALLEST} to {LARGEST}")
     if array.dtype == bool:
@@ -152,14 +166,18 @@ class Clip:
             key = max((k for k in self.keys if k <= start), default=0)
             if key:
                 container.seek(self.times[key], stream=stream)
-            last = -1
+            # An .avi knows when frames are decoded, not when they are shown: their order is all there is.
+            in_order = self.path.suffix.lower() == ".avi"
+            last, reason = key - 1, "there are none"
             try:
                 for frame in container.decode(stream):
-                    last = numbers.get(frame.pts, last + 1)
-                    yield last, torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+                    last = last + 1 if in_order else numbers.get(frame.pts, last + 1)
+                    picture = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+                    yield last, picture.rot90(round(frame.rotation / 90), (1, 2))  # as the camera was held
             except av.FFmpegError as error:
-                if last < 0:
-                    raise ValueError(f"{self.path}: no frame can be decoded ({_one_line(error)})") from error
+                reason = _one_line(error)
+            if last < key:
+                raise ValueError(f"{self.path}: no frame can be decoded from number {key} on ({reason})")
             if last + 1 < len(self):
                 warnings.warn(f"{self.path}: breaks off after frame {last + 1} of {len(self)}", stacklevel=2)
 
@@ -188,7 +206,7 @@ def find_clips(root: str | Path, split: str | None = None) -> list[Path]:
 
 class FrameCache:
     """Frames of many clips, square and at one size, kept as bytes up to ``limit`` in all, least recently used clip
-    first to go. Whatever is decoded on the way to a frame is kept with it."""
+    first to go; a clip that alone is too long begins anew. What is decoded on the way to a frame is kept with it."""
 
     def __init__(self, paths: list[Path], size: int, limit: int = 2**30):
         self.clips = [Clip(path) for path in paths]
@@ -199,18 +217,30 @@ class FrameCache:
         held = self.frames.setdefault(clip, {})
         self.frames.move_to_end(clip)
         if number not in held:
-            for current, frame in self.clips[clip].decode(number):
-                if current not in held:
-                    held[current] = (fit(frame[None] / 255.0, self.size)[0] * 255).round().byte()
-                    self.held += held[current].numel()
-                if current >= number:
-                    break
+            try:
+                self._hold(clip, number, number)
+            except ValueError:
+                if not held:
+                    self._hold(clip, 0, number)
             if number not in held:  # the film breaks off before it
                 number = max(held)
             while self.held > self.limit and len(self.frames) > 1:
                 _, dropped = self.frames.popitem(last=False)
                 self.held -= sum(frame.numel() for frame in dropped.values())
+            if self.held > self.limit:
+                wanted = held[number]
+                held.clear()
+                held[number], self.held = wanted, wanted.numel()
         return held[number]
+
+    def _hold(self, clip: int, start: int, end: int) -> None:
+        held = self.frames[clip]
+        for number, frame in self.clips[clip].decode(start):
+            if number not in held:
+                held[number] = (fit(frame[None] / 255.0, self.size)[0] * 255).round().byte()
+                self.held += held[number].numel()
+            if number >= end:
+                break
 
 
 @dataclass(frozen=True)
@@ -292,7 +322,8 @@ def augment(
 class VideoWriter:
     """Writes an .mp4 (H.264), or a .gif, whole or not at all: under another name until it is finished.
 
-    Frames are (3, h, w) in [0, 1]. ``like`` gives each frame the time it has in that clip, and copies its sound.
+    Frames are (3, h, w) in [0, 1]. ``like`` gives each frame the time it has in that clip, and copies its sound (a .gif
+    is silent and has the clip's average rate).
     ``every`` is the distance of key frames: short for clips that are to be read at random. ``crf`` is H.264's quality,
     lower is better. ``metadata`` go into the container; a .gif has room for ``comment`` alone.
     """
@@ -343,17 +374,27 @@ class VideoWriter:
         self.next_sound = next(self.sound, None)
 
     def _sound(self, stream) -> Iterator[tuple[float, av.Packet]]:
-        """(seconds, packet) of the copied sound: as it is where .mp4 can hold it, else as AAC."""
+        """(seconds, packet) of the copied sound, from the first picture on: as it is where .mp4 can hold it, else as
+        AAC."""
+        start = self.like.times[0] * self.like.time_base
         if stream.codec.name in ("aac", "mp3", "ac3", "alac", "opus"):
             target = self.container.add_stream_from_template(stream)
             for packet in self.input.demux(stream):
-                if packet.dts is not None:
-                    when = float(packet.pts * packet.time_base)
-                    packet.stream = target
-                    yield when, packet
+                if packet.dts is None:
+                    continue
+                late = round(start / packet.time_base)
+                if late and packet.pts < late:
+                    continue
+                packet.pts, packet.dts = packet.pts - late, packet.dts - late
+                when = float(packet.pts * packet.time_base)
+                packet.stream = target
+                yield when, packet
             return
         target = self.container.add_stream("aac", rate=stream.rate)
-        for frame in (*self.input.decode(stream), None):
+        heard = (frame for frame in self.input.decode(stream) if frame.pts * frame.time_base >= start or not start)
+        for frame in chain(heard, [None]):
+            if frame is not None:
+                frame.pts -= round(start / frame.time_base)
             for packet in target.encode(frame):
                 yield float(packet.pts * packet.time_base), packet
 
