@@ -136,7 +136,8 @@ def test_what_a_row_changes_reaches_its_training(tmp_path, small, table, row):
 
 
 def test_a_run_that_is_done_is_not_trained_again(tmp_path, small, monkeypatch, capsys):
-    assert main(command(tmp_path, "--pairs", "16")) == 0
+    assert main(command(tmp_path, "--pairs", "16", seeds="0 0")) == 0
+    assert "npmr, seed 0 (2 of 2)" in capsys.readouterr().out  # what is asked for twice is trained once
     done = trained(tmp_path)
     assert done == {"affine/seed-0": [1, 2], "npmr/seed-0": [1, 2]}
     monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("trained again"))
