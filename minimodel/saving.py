@@ -23,9 +23,12 @@ def whole_file(path: Path) -> Iterator[Path]:
     is gone. What can't be written is known on entering, before minutes of work."""
     if path.is_dir():
         raise ValueError(f"{path}: is a directory, expected the name of a file to write")
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".unfinished-{path.name}")
-    unfinished.touch()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.touch()
+    except OSError as error:
+        raise ValueError(f"{path}: can't be written ({error.strerror})") from error
     try:
         yield unfinished
         os.replace(unfinished, path)

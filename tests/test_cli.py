@@ -180,13 +180,13 @@ CASES = [
     ("synthesize", SYNTHESIZE, dict(seconds="inf"), "seconds is inf"),
     ("prepare", PREPARE, dict(seconds="inf", box="0 0 64"), "seconds is inf"),
     ("features", FEATURES, dict(output="clips"), "clips: is a directory"),
-    ("features", FEATURES, dict(output="file/out"), "'file'"),
+    ("features", FEATURES, dict(output="file/out"), "file/out: can't be written"),
     # judges
     ("judges", JUDGES, dict(steps="0"), "--steps is 0: expected more than 0"),
     ("judges", JUDGES, dict(minutes="-1"), "--minutes is -1.0: expected more than 0"),
     ("judges", JUDGES, dict(batch="1"), "--batch is 1: expected at least 2"),
     ("judges", JUDGES, dict(output="clips"), "clips: is a directory"),
-    ("judges", JUDGES, dict(output="file/out"), "'file'"),
+    ("judges", JUDGES, dict(output="file/out"), "file/out: can't be written"),
     # prepare
     ("prepare", PREPARE, dict(videos="missing.mp4"), "missing.mp4: no such file or folder"),
     ("prepare", PREPARE, dict(videos="text.mp4"), "text.mp4: not a video"),
@@ -210,7 +210,7 @@ CASES = [
     ("landmarks-train", LANDMARKS_TRAIN, dict(video="missing"), "missing: no such"),
     ("landmarks-train", LANDMARKS_TRAIN, dict(video="texts"), "texts/a.mp4: not a video"),
     ("landmarks-train", LANDMARKS_TRAIN, dict(output="clips"), "clips: is a directory"),
-    ("landmarks-train", LANDMARKS_TRAIN, dict(output="file/out"), "'file'"),
+    ("landmarks-train", LANDMARKS_TRAIN, dict(output="file/out"), "file/out: can't be written"),
     # synthesize
     ("synthesize", SYNTHESIZE, dict(output="file"), "'file'"),
     ("synthesize", SYNTHESIZE, dict(output="file/out"), "'file/out'"),

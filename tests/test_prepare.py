@@ -179,7 +179,7 @@ def test_landmarks_of_a_film_that_breaks_off_end_there(tmp_path, red_and_green):
 def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path, red_and_green, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("minimodel.prepare.find_landmarks", lambda *_: pytest.fail("too late"))
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(ValueError, match="a.npz: can't be written"):
         landmarks(LandmarksConfig(dotted_film(tmp_path / "a.mp4"), output=tmp_path / "file" / "a.npz"))
 
 

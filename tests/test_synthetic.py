@@ -409,3 +409,10 @@ def test_a_pair_could_be_two_frames_of_one_film():
     assert torch.corrcoef(torch.stack((one.state.jaw, other.state.jaw)))[0, 1].abs() < 0.15
     still = (one.state.pan == other.state.pan).all(1).float().mean()
     assert 0.5 < still < 0.8
+
+
+def test_autocast_leaves_rendering_alone():
+    faces = synthetic.Faces.sample(2, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        narrow = synthetic.render(faces, 32)
+    assert torch.equal(narrow, synthetic.render(faces, 32))

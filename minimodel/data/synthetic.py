@@ -1453,7 +1453,8 @@ def chunked(function, rays, *batches):
     """
     step = max(1, (2**18 if batches[0].device.type == "cpu" else 2**22) // max(rays, TABLE * TABLE))
     order = (2 * batches[0].identity.long + batches[0].identity.glasses).argsort(stable=True)
-    parts = [function(*(batch[some] for batch in batches)) for some in order.split(step)]
+    with torch.autocast(batches[0].device.type, enabled=False):  # these are all positions
+        parts = [function(*(batch[some] for batch in batches)) for some in order.split(step)]
     back = order.argsort()
     return tuple(torch.cat(x)[back] for x in zip(*parts)) if isinstance(parts[0], tuple) else torch.cat(parts)[back]
 
