@@ -6,11 +6,12 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from minimodel import transfer
 from minimodel.animate import AnimateConfig, animate, find_start, render_frames
 from minimodel.data import synthetic
-from minimodel.data.video import Clip, read_landmarks
+from minimodel.data.video import Clip, VideoWriter, fit, read_image, read_landmarks
 from minimodel.model import AnimationModel
 from minimodel.prepare import landmarks_file
 from minimodel.transfer import AvdNetwork
@@ -222,3 +223,28 @@ def test_wrong_input_is_named_and_nothing_is_left_behind(setup, tmp_path, option
         animate(setup(**options))
     assert "\n" not in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_the_film_shows_what_was_rendered(tmp_path):
+    torch.manual_seed(0)
+    model = AnimationModel.from_preset("tiny").eval()
+    model.save(tmp_path / "m.safetensors")
+    photo = iio.imread(SAMPLES / "ada.png")
+    iio.imwrite(tmp_path / "photo.png", np.pad(photo, ((40, 40), (0, 0), (0, 0))))  # upright
+    with VideoWriter(tmp_path / "d.mp4") as film:
+        for number in range(3):
+            film.write(torch.full((3, 64, 64), 0.2 + 0.2 * number))
+    paths = [tmp_path / name for name in ("photo.png", "d.mp4", "o.mp4")]
+    source = fit(read_image(paths[0])[None], 64)
+    frames = [fit(frame[None] / 255, 64)[0] for _, frame in Clip(paths[1]).decode()]
+    made = [m.clone() for _, m in render_frames(model, source, frames)]
+
+    def small(path):
+        return torch.stack([f for _, f in Clip(path).decode()]).float() / 255
+
+    shown = F.avg_pool2d(small(animate(AnimateConfig(*paths, weights=str(tmp_path / "m.safetensors")))), 4)
+    assert (shown - torch.stack(made)).abs().mean() < 0.03
+    wide = small(animate(AnimateConfig(*paths, weights=str(tmp_path / "m.safetensors"), side_by_side=True)))
+    three = source.expand(3, -1, -1, -1), torch.stack(frames), torch.stack(made)
+    for part, expected in zip(F.avg_pool2d(wide, 4).split(64, -1), three, strict=True):
+        assert (part - expected).abs().mean() < 0.03

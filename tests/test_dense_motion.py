@@ -6,6 +6,7 @@ import torch
 from minimodel.affine import part_flows, with_background
 from minimodel.dense_motion import DenseMotion, contribution_masks, dropout_scales
 from minimodel.tps import background_flow
+from minimodel.warping import warp
 
 SIZES = dict(base=8, levels=2, maximum=16, head_kernel=3, norm="group")
 
@@ -117,3 +118,18 @@ def test_occlusions_come_at_several_resolutions_each_from_its_own_layer():
     assert network.coarser_heads[0].weight.grad.any() and network.hourglass.up[-1][0].weight.grad is None
     with pytest.raises(ValueError, match="2 coarser occlusions: expected 0 to 1"):
         DenseMotion(3, coarser=2, **SIZES)
+
+
+def test_the_evidence_of_a_part_is_its_points_and_the_source_moved_by_it():
+    torch.manual_seed(0)
+    network = DenseMotion(2, base=8, levels=2, maximum=16, head_kernel=3, norm="group")
+    seen, scales = [], network.hourglass.scales
+    network.hourglass.scales = lambda x: seen.append(x) or scales(x)
+    image, flows = torch.rand(1, 3, 16, 16), 0.3 * torch.randn(1, 3, 2, 16, 16)
+    start, end = torch.tensor([[[-0.5, 0.0], [0.3, 0.3]]]), torch.tensor([[[0.5, 0.0], [0.3, 0.3]]])
+    network(image, start, end, flows)
+    maps = seen[0].unflatten(1, (3, 4))
+    for part in range(3):
+        assert torch.allclose(maps[:, part, 1:], warp(image, flows[:, part]), atol=1e-6)
+    assert maps[0, 1, 0, 8, 12] > 0.5 and maps[0, 1, 0, 8, 3] < -0.5  # came to the right, left from the left
+    assert not maps[0, 0, 0].any() and not maps[0, 2, 0].any()

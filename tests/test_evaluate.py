@@ -1,6 +1,7 @@
 import json
 import math
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from minimodel import evaluate as module
 from minimodel import metrics, tps, transfer
 from minimodel.data import synthetic
-from minimodel.data.video import VideoWriter
+from minimodel.data.video import Clip, VideoWriter, fit
 from minimodel.evaluate import (
     EvaluateConfig,
     Scores,
@@ -599,3 +600,42 @@ def test_a_detector_can_be_asked_for_the_landmarks_of_embedded_faces(tmp_path, m
         found = LandmarkDetector.load().find(clip.frames[1:])
     assert torch.equal(seen[0], clip.landmarks[1:]) and torch.allclose(seen[1], found, atol=1e-5)
     assert (seen[0] - seen[1]).abs().max() > 0.01
+
+
+def test_networks_that_are_asked_for_are_measured(tmp_path, monkeypatch):
+    class Colours(nn.Module):
+        def forward(self, image):
+            return [1 + image]
+
+    class Means(nn.Module):
+        def forward(self, image):
+            return image.mean((2, 3))
+
+    pairs = cross_clips("cross-aligned", 64, count=1)
+    monkeypatch.setattr(module, "load_lpips", lambda name: (name, Colours(), [torch.ones(3)]))
+    monkeypatch.setattr(module, "load_inception", lambda name: Means())
+    monkeypatch.setattr(module, "cross_clips", lambda name, size: pairs)
+    monkeypatch.setattr(module, "load_evaluation", lambda name, size: [TestClip("film", pairs[0].driving[:3])])
+    torch.manual_seed(0)
+    AnimationModel.from_preset("tiny").save(tmp_path / "m.safetensors")
+    asked = dict(lpips="vgg", inception="inception", output=tmp_path / "scores.json")
+    scores = run(EvaluateConfig(str(tmp_path / "m.safetensors"), ("film", "cross-aligned"), **asked))
+    assert scores["film"].rows["copy"]["LPIPS (vgg)"] > 0 and scores["film"].rows["model"]["LPIPS (vgg)"] > 0
+    assert scores["cross-aligned"].rows["copy"]["FID (Inception)"] > 0
+    assert json.loads(asked["output"].read_text())["scores"] == {name: s.rows for name, s in scores.items()}
+
+
+SAMPLES = Path(__file__).parents[1] / "data_samples"
+# PSNR of each model on one film, less a decibel; copying has 18.4.
+LEAST = {"tiny": 27.2, "tiny-affine": 27.5, "tiny-tps": 28.2, "tiny-video": 27.5, "tiny-s2d": 26.5}
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_shipped_models_rebuild_a_film_as_well_as_they_did(name):
+    model = AnimationModel.load(name)
+    if model.config.prior == "landmarks":
+        model.prior.use_detector(LandmarkDetector.load())
+    film = [frame for _, frame in Clip(SAMPLES / "ada.mp4").decode()]
+    frames = torch.stack([fit(frame[None] / 255, 64)[0] for frame in film[::15]])
+    rows = evaluate(model, [TestClip("ada", frames)], load_features()).rows
+    assert rows["model"]["PSNR"] > LEAST[name] and rows["copy"]["PSNR"] < 20

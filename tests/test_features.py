@@ -6,6 +6,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
 from minimodel import metrics
@@ -261,3 +262,12 @@ def test_inception_comes_by_name_or_from_a_file(tmp_path, monkeypatch):
         state = network.state_dict()
         assert all(torch.equal(value, published[name]) for name, value in state.items())
         assert not network.training and not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_face_features_by_hand():
+    features, image = load_features(), torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        x, taken = 2 * image - 1, features(image)
+        for number, block in enumerate(features.blocks):
+            x = block(F.avg_pool2d(x, 2) if number else x)
+            assert torch.allclose(taken[1 + number], x / features.scale[number], atol=1e-5)

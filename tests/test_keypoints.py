@@ -113,3 +113,19 @@ def test_a_spline_detector_overfits_its_points():
         loss.backward()
         optimizer.step()
     assert loss < 0.02
+
+
+def test_a_points_matrix_is_read_where_the_point_is():
+    torch.manual_seed(0)
+    detector = KeypointDetector(3, scale=2, folded=False, base=8, levels=2, maximum=16, head_kernel=3, norm="group")
+    torch.nn.init.normal_(detector.affine_head.weight, std=0.3)
+    seen = {}
+    detector.hourglass.register_forward_hook(lambda _, given, made: seen.update(features=made))
+    _, affine = detector(torch.rand(2, 3, 32, 32))
+    heat = torch.softmax(detector.heatmap_head(seen["features"]).flatten(2) / detector.temperature, -1)
+    maps = detector.affine_head(seen["features"]).flatten(2)
+    for k in range(3):
+        for i in range(2):
+            for j in range(2):
+                expected = (heat[:, k] * maps[:, 4 * k + 2 * i + j]).sum(-1)
+                assert torch.allclose(affine[:, k, i, j], expected, atol=1e-5)

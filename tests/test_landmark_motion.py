@@ -10,6 +10,7 @@ from minimodel.landmark_motion import (
     AdaIN,
     AddMotion,
     LandmarkMotion,
+    MotionBranch,
     adain,
     centres,
     crop,
@@ -250,3 +251,20 @@ def test_other_sizes_work_with_the_same_weights():
     motion, (_, source, driving) = trained_looking(small_motion()), inputs()
     for height, width in ((96, 64), (32, 48)):
         assert motion(torch.rand(2, 3, height, width), source, driving).flow.shape == (2, 2, height, width)
+
+
+def test_the_way_down_is_told_of_the_source_and_the_way_up_of_the_driving_landmarks():
+    torch.manual_seed(0)
+    branch = MotionBranch(5, base=8, levels=2, maximum=16, side=4)
+    seen = {"down": [], "up": [], "moved": []}
+    for name in ("down", "up"):
+        for block in getattr(branch, name):
+            block.register_forward_pre_hook(lambda _, given, name=name: seen[name].append(given[1]))
+    for layer in branch.add_motion:
+        layer.register_forward_pre_hook(lambda _, given: seen["moved"].append(given[1]))
+    start, end = torch.rand(2, 5, 2), torch.rand(2, 5, 2)
+    branch(torch.rand(2, 3, 16, 16), start, end)
+    assert len(seen["down"]) == len(seen["up"]) == 2 and len(seen["moved"]) == 3
+    assert all(torch.equal(told, start.flatten(1)) for told in seen["down"])
+    assert all(torch.equal(told, end.flatten(1)) for told in seen["up"])
+    assert all(torch.equal(told, (end - start).flatten(1)) for told in seen["moved"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from minimodel import tps
+from minimodel.affine import part_flows, with_background
 from minimodel.dense_motion import dropout_scales
 from minimodel.keypoints import KeypointDetector, SplineDetector
 from minimodel.landmarks import LandmarkDetector
@@ -491,3 +492,29 @@ def test_shipped_weights_are_what_their_cards_say(name, prior, refine):
 def test_every_weight_file_has_a_card():
     cards = (WEIGHTS / "README.md").read_text()
     assert all(f"## {path.stem}\n" in cards for path in WEIGHTS.glob("*.safetensors"))
+
+
+def test_the_gate_blends_the_warped_source_with_what_was_painted():
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    source, driving = torch.rand(2, 2, 3, 64, 64, generator=generator)
+    for blend in (True, False):
+        torch.manual_seed(0)
+        model = AnimationModel.from_preset("tiny", blend=blend).eval()
+        with torch.no_grad():
+            output = model(source, driving)
+        visible = torch.sigmoid(output.occlusions[-1])
+        expected = output.warped_source * visible + output.painted * (1 - visible) if blend else output.painted
+        assert torch.allclose(output.image, expected, atol=1e-6) and visible.std() > 0
+
+
+def test_parts_of_the_affine_prior_lead_from_the_driving_points_to_the_sources():
+    torch.manual_seed(0)
+    model = AnimationModel.from_preset("tiny").eval()
+    torch.nn.init.normal_(model.prior.detector.affine_head.weight, std=0.02)
+    source, driving = torch.rand(2, 2, 3, 64, 64)
+    with torch.no_grad():
+        start, end = model.encode_driving(source), model.encode_driving(driving)
+        coarse = model.render(model.encode_source(source), end).coarse
+    expected = part_flows(start.points, end.points, start.affine, end.affine, (32, 32))
+    assert torch.allclose(coarse.part_flows, with_background(expected), atol=1e-6)

@@ -5,7 +5,7 @@ from torch import nn
 from minimodel.correlation import Correlation
 from minimodel.dense_motion import CoarseMotion
 from minimodel.refinement import FlowUpdater, MotionRefiner, UpdaterWidths
-from minimodel.warping import resize_flow
+from minimodel.warping import resize_flow, warp
 
 WIDTHS = UpdaterWidths((8, 8), (8, 8), 12, (8, 8), 8)
 SIZES = [(4, 4), (8, 8), (16, 16), (32, 32)]
@@ -108,3 +108,25 @@ def test_gradients_reach_the_first_iteration_through_the_lookups():
     flows, _ = refiner(coarse, correlation, refiner.project(features), SIZES)
     flows[-1].square().sum().backward()
     assert coarse.flow.grad.abs().sum() > 0 and correlation.driving_features.grad.abs().sum() > 0
+
+
+def test_the_updater_sees_what_lies_where_the_current_flow_points():
+    refiner, coarse, correlation, features = setup()
+    seen, step = [], refiner.updater.forward
+    refiner.updater.forward = lambda *given: seen.append(given) or step(*given)
+    context = refiner.project(features)
+    refiner(coarse, correlation, context, SIZES)
+    for number, (flow, read, warped) in enumerate(seen):
+        assert torch.allclose(read, correlation(flow)) and torch.allclose(warped, warp(context[number], flow))
+
+
+def test_the_updater_works_in_pixels():
+    refiner, *_ = setup(warped_source=False)
+    seen = []
+    refiner.updater.flow.register_forward_pre_hook(lambda _, given: seen.append(given[0].clone()))
+    said = []
+    refiner.updater.flow_head.register_forward_hook(lambda _, given, made: said.append(made.clone()))
+    flow = torch.randn(1, 2, 8, 16)
+    step, _ = refiner.updater(flow, torch.randn(1, 18, 8, 16), None)
+    half = torch.tensor([8.0, 4.0]).view(2, 1, 1)
+    assert torch.allclose(seen[0], flow * half) and torch.allclose(step, said[0] / half)

@@ -26,13 +26,15 @@ import torch
 from safetensors.torch import load_file
 
 from minimodel import evaluate as evaluate_module
+from minimodel import losses
 from minimodel import train as module
 from minimodel.data import synthetic
 from minimodel.data.video import VideoWriter
 from minimodel.features import load_features
 from minimodel.landmarks import LandmarkDetector
-from minimodel.model import AnimationModel, HourglassSizes, ResNetSizes, TokenSizes
+from minimodel.model import PRESETS, AnimationModel, HourglassSizes, Motion, ResNetSizes, TokenSizes
 from minimodel.refinement import UpdaterWidths
+from minimodel.tps import random_transforms
 from minimodel.train import PairStream, TrainConfig, TrainingStep, TrainingStopped, Weights, train
 
 ROOT = Path(__file__).parents[1]
@@ -730,8 +732,8 @@ def test_landmarks_and_parts_belong_to_the_pictures(tmp_path):
     assert all(torch.equal(plain[name], item[name]) for name in plain)
     options = dict(detector=detector)
     shares = [PairStream(by_landmarks(tmp_path), 32, torch.device("cpu"), share=(n, 2), **options)[3] for n in (0, 1)]
-    for name in item:
-        assert torch.equal(torch.cat([share[name] for share in shares]), item[name])
+    for name in item:  # pictures differ in the last digit by how many are rendered at once
+        assert torch.allclose(torch.cat([share[name] for share in shares]), item[name], atol=1e-6)
 
 
 def test_of_films_the_detector_finds_the_landmarks(tmp_path, clips):
@@ -812,3 +814,35 @@ def test_a_model_moved_by_landmarks_is_evaluated_on_films_with_those_that_the_de
     train(by_landmarks(tmp_path / "run", steps=1, evaluate=(str(clips),)), **S2D_SIZES)
     (line,) = lines(tmp_path / "run", "evaluation")
     assert line["data"] == str(clips) and math.isfinite(line["PSNR"])
+
+
+def test_equivariance_compares_the_bent_frame_carried_back_and_counts_as_weighted():
+    generator = torch.Generator().manual_seed(0)
+    transform = random_transforms(2, generator, bend_sigma=0.02)
+    there, matrices = torch.rand(2, 3, 2) - 0.5, torch.eye(2) + 0.1 * torch.randn(2, 3, 2, 2)
+    frame, shown = torch.rand(2, 3, 32, 32), []
+
+    class Seer(AnimationModel):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+            self.config = PRESETS["tiny"]
+
+        def encode_driving(self, image):
+            shown.append(image)
+            return Motion(there, matrices)
+
+    step = TrainingStep(Seer(), torch.nn.Identity(), Weights(points=7.0, affine=3.0))
+    points, affine = transform(there[:, None])[:, 0], transform.jacobian(there[:, None])[:, 0] @ matrices
+    right = step.equivariance(frame, Motion(points, affine), transform)
+    assert right["points"] < 1e-5 and right["affine"] < 1e-4
+    assert torch.equal(shown[0], losses.transformed_frame(frame, transform))
+    wrong = step.equivariance(frame, Motion(points + 0.1, 2 * affine), transform)
+    assert wrong["points"].item() == pytest.approx(7 * 0.1, rel=1e-3)
+    assert wrong["affine"].item() == pytest.approx(3 * 0.25, rel=1e-3)
+
+
+def test_the_average_is_short_at_first():
+    for number, share in ((0, 0.9), (90, 0.09), (10**6, 0.001)):
+        averaged = [torch.zeros(1)]
+        module._average(averaged, [torch.ones(1)], torch.tensor(number), decay=0.999)
+        assert averaged[0].item() == pytest.approx(share, rel=1e-3)

@@ -1,3 +1,4 @@
+import math
 import struct
 import warnings
 from fractions import Fraction
@@ -7,6 +8,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from minimodel.data.video import (
     Augmentation,
@@ -249,7 +251,7 @@ def test_broken_videos_are_refused_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_a_video_that_breaks_off_is_used_up_to_there_with_a_warning(tmp_path):
+def test_a_video_without_an_index_is_as_long_as_what_is_there(tmp_path):
     with av.open(str(tmp_path / "a.mkv"), "w") as container:  # an index isn't needed in this format
         stream = container.add_stream("libx264", rate=25, options={"g": "1", "crf": "1"})
         stream.width = stream.height = 64
@@ -262,7 +264,7 @@ def test_a_video_that_breaks_off_is_used_up_to_there_with_a_warning(tmp_path):
     (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
     clip = Clip(tmp_path / "cut.mkv")
     frames = [frame for _, frame in clip.decode()]
-    assert 5 < len(frames) < 40
+    assert 5 < len(frames) < 40 and len(frames) == len(clip)
 
 
 def test_damaged_frames_in_the_middle_end_the_clip_with_a_warning(tmp_path):
@@ -275,8 +277,8 @@ def test_damaged_frames_in_the_middle_end_the_clip_with_a_warning(tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         frames = [frame for _, frame in clip.decode()]
-    assert 0 < len(frames) <= 40
-    assert len(frames) == 40 or any("breaks off" in str(w.message) for w in caught)
+    assert 0 < len(frames) < 40
+    assert any("breaks off" in str(w.message) for w in caught)
 
 
 def test_a_film_without_its_end_is_read_up_to_there_with_a_warning(tmp_path):
@@ -421,3 +423,43 @@ def test_variable_frame_times_are_kept(tmp_path):
             writer.write(torch.rand(3, 32, 32))
     made = Clip(tmp_path / "b.mp4")
     assert [round(float(t * made.time_base), 3) for t in made.times] == [0, 0.04, 0.2, 0.23]
+
+
+def test_fit_takes_the_middle_of_portraits_too():
+    ramp = torch.arange(60.0).view(1, 1, 60, 1).expand(1, 3, 60, 20) / 60
+    assert torch.equal(fit(ramp, 20), ramp[..., 20:40, :])
+    assert torch.equal(fit(ramp.mT.contiguous(), 20), ramp.mT[..., 20:40])
+
+
+def test_pairs_show_the_frames_that_were_drawn(tmp_path):
+    for clip in range(2):
+        with VideoWriter(tmp_path / f"{clip}.mp4", crf=1) as film:
+            for number in range(5):
+                film.write(torch.full((3, 32, 32), (5 * clip + number) / 10))
+    pairs = VideoPairs(tmp_path, 16)
+    drawn = pairs.draw(40, torch.Generator().manual_seed(0))
+    for number, frames in enumerate(pairs.load(drawn, torch.arange(40), torch.device("cpu"))):
+        assert torch.equal((frames.mean((1, 2, 3)) * 10).round().long(), 5 * drawn["clip"] + drawn["frames"][:, number])
+
+
+def test_augmentation_does_what_its_numbers_say():
+    off = dict(flip=False, rotation=0.0, zoom=0.0, shift=0.0, colour=0.0)
+    rough = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    smooth = F.interpolate(rough, (64, 64), mode="bicubic").clamp(0.2, 0.8)
+    frames = smooth[:, None].expand(1, 2, -1, -1, -1)
+    plain = F.avg_pool2d(smooth, 2)[0]
+
+    def changed(which, value, **on):
+        change = torch.zeros(1, 8)
+        change[0, which] = value
+        return augment(frames, change, Augmentation(**off | on), 32)[0, 0]
+
+    assert torch.allclose(changed(1, 1.0, rotation=90.0), plain.rot90(1, (1, 2)), atol=1e-4)
+    assert torch.allclose(changed(3, 1.0, shift=0.25)[..., :-4], plain[..., 4:], atol=1e-4)
+    assert torch.allclose(changed(4, 1.0, shift=0.25)[:, :-4], plain[:, 4:], atol=1e-4)
+    half = changed(2, 1.0, zoom=-math.log(2))  # shows the middle half, twice as large
+    assert torch.allclose(F.avg_pool2d(half, 2), plain[:, 8:24, 8:24], atol=0.02)
+    assert torch.allclose(changed(5, 1.0, colour=0.1), (plain * math.exp(0.1)).clamp(0, 1), atol=1e-5)
+    assert torch.allclose(changed(6, -1.0, colour=0.1), (plain - 0.5) * math.exp(-0.1) + 0.5, atol=1e-5)
+    tint = torch.tensor([math.exp(0.1), 1, math.exp(-0.1)]).view(3, 1, 1)
+    assert torch.allclose(changed(7, 1.0, colour=0.1), (plain * tint).clamp(0, 1), atol=1e-5)
