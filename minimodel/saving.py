@@ -32,6 +32,10 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         yield unfinished
         os.replace(unfinished, path)
+    except OSError as error:
+        if error.filename is None:  # what a full disk says doesn't name the file
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         unfinished.unlink(missing_ok=True)
 
