@@ -7,36 +7,32 @@ import warnings
 import torch
 import tyro
 
-from minimodel.ablate import AblateConfig, ablate
-from minimodel.animate import AnimateConfig, animate
-from minimodel.bench import BenchConfig, bench
-from minimodel.evaluate import EvaluateConfig
-from minimodel.evaluate import run as evaluate
-from minimodel.prepare import LandmarksConfig, PrepareConfig, SynthesizeConfig, landmarks, prepare, synthesize
-from minimodel.train import TrainConfig, TrainingStopped, keep_freed_memory, train
-from minimodel.train_others import (
-    AvdConfig,
-    FeaturesConfig,
-    JudgesConfig,
-    LandmarksTrainConfig,
-    train_avd,
-    train_features,
-    train_judges,
-    train_landmarks,
-)
+from minimodel.commands.animate import AnimateConfig, animate
+from minimodel.commands.bench import BenchConfig, bench
+from minimodel.commands.evaluate import EvaluateConfig, run
+from minimodel.commands.find_landmarks import FindLandmarksConfig, landmarks
+from minimodel.commands.prepare import PrepareConfig, prepare
+from minimodel.commands.synthesize import SynthesizeConfig, synthesize
+from minimodel.memory import keep_freed_memory
+from minimodel.training.ablation import AblateConfig, ablate
+from minimodel.training.assessors import TrainAssessorsConfig, train_assessors
+from minimodel.training.avd import TrainAvdConfig, train_avd
+from minimodel.training.features import TrainFeaturesConfig, train_features
+from minimodel.training.landmarks import TrainLandmarksConfig, train_landmarks
+from minimodel.training.loop import TrainConfig, TrainingStopped, train
 
 COMMANDS = {
     "animate": (AnimateConfig, animate),
     "train": (TrainConfig, train),
-    "evaluate": (EvaluateConfig, evaluate),
+    "evaluate": (EvaluateConfig, run),
     "prepare": (PrepareConfig, prepare),
     "synthesize": (SynthesizeConfig, synthesize),
-    "avd": (AvdConfig, train_avd),
-    "features": (FeaturesConfig, train_features),
-    "landmarks": (LandmarksConfig, landmarks),
-    "landmarks-train": (LandmarksTrainConfig, train_landmarks),
+    "train-avd": (TrainAvdConfig, train_avd),
+    "train-features": (TrainFeaturesConfig, train_features),
+    "find-landmarks": (FindLandmarksConfig, landmarks),
+    "train-landmarks": (TrainLandmarksConfig, train_landmarks),
     "ablate": (AblateConfig, ablate),
-    "judges": (JudgesConfig, train_judges),
+    "train-assessors": (TrainAssessorsConfig, train_assessors),
     "bench": (BenchConfig, bench),
 }
 

@@ -3,8 +3,6 @@
 Notebooks: ``notebooks/01_affine_flows.ipynb``, ``notebooks/02_thin_plate_splines.ipynb``.
 """
 
-from dataclasses import dataclass, field
-
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Float
@@ -13,23 +11,8 @@ from torch import Tensor, nn
 from minimodel.affine import combine
 from minimodel.blocks import Hourglass, UpBlock
 from minimodel.keypoints import gaussian_heatmaps
+from minimodel.motion import CoarseMotion
 from minimodel.warping import warp
-
-
-@dataclass
-class CoarseMotion:
-    """What a prior says about a pair: flow F_0, occlusion logits O_0, and the masks and part flows they came from.
-
-    ``occlusions`` are logits for several resolutions, coarsest first, O_0 among them, where the model has such masks;
-    ``background`` is A_bg where the background was allowed to move.
-    """
-
-    flow: Float[Tensor, "b 2 h w"]
-    occlusion: Float[Tensor, "b 1 h w"]
-    masks: Float[Tensor, "b k h w"] | None = None
-    part_flows: Float[Tensor, "b k 2 h w"] | None = None
-    occlusions: list[Tensor] = field(default_factory=list)
-    background: Float[Tensor, "b 2 3"] | None = None
 
 
 def contribution_masks(

@@ -6,7 +6,6 @@ Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
 
 import warnings
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import torch
@@ -15,18 +14,11 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from minimodel.inception import Inception
 from minimodel.keypoints import soft_argmax
 from minimodel.saving import WEIGHTS
 from minimodel.warping import resize_flow
 
 VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
-VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
-ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
-# The TensorFlow weights with which FID was published, as tensors with torchvision's names.
-INCEPTION_URL = (
-    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
-)
 
 
 class _VGG(nn.Module):
@@ -68,49 +60,6 @@ class VGG19(_VGG):
     """The first thirteen convolutions of VGG-19, read after the first ReLU of each block, as the papers' loss does."""
 
     depths, read = (2, 2, 4, 4, 1), 0
-
-
-class VGG16(_VGG):
-    """The thirteen convolutions of VGG-16, read after the last ReLU of each block, as LPIPS does."""
-
-    depths, read = (2, 2, 3, 3, 3), -1
-
-
-class AlexNet(nn.Module):
-    """The five convolutions of AlexNet, each read after its ReLU, as LPIPS does.
-
-    Module names equal torchvision's, so its weights load by name.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(3, 64, 11, stride=4, padding=2),
-            nn.ReLU(),
-            nn.MaxPool2d(3, stride=2),
-            nn.Conv2d(64, 192, 5, padding=2),
-            nn.ReLU(),
-            nn.MaxPool2d(3, stride=2),
-            nn.Conv2d(192, 384, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(384, 256, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(256, 256, 3, padding=1),
-            nn.ReLU(),
-        )
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
-
-    def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
-        height, width = image.shape[-2:]
-        if min(height, width) < 31:
-            raise ValueError(f"pictures of {height} x {width} pixels: AlexNet needs sides of at least 31")
-        x, taken = (image - self.mean) / self.std, []
-        for layer in self.features:
-            x = layer(x)
-            if isinstance(layer, nn.ReLU):
-                taken.append(x)
-        return taken
 
 
 class FaceFeatures(nn.Module):
@@ -242,23 +191,3 @@ def load_features(name: str = "faces") -> nn.Module:
             return load_features("faces")
     network.source = name
     return network.eval().requires_grad_(False)
-
-
-def load_inception(name: str = "inception") -> Inception:
-    """Inception for `minimodel.metrics.fid`, frozen: "inception" downloads the weights with which FID was published
-    (91 MB, once, checksummed); anything else is the path of that file."""
-    return _needed({"inception": _Published(Inception, "Inception's", INCEPTION_URL)}, name, measure="FID")[1]
-
-
-def load_lpips(name: str = "alex") -> tuple[str, nn.Module, list[Tensor]]:
-    """Which LPIPS it is, "alex" or "vgg", and for `minimodel.metrics.lpips` the published network, frozen, and the
-    weights of its channels.
-
-    "alex" and "vgg" download torchvision's AlexNet (233 MB) or VGG-16 (528 MB) once, checksummed; anything else is the
-    path of a file with either. The weights of the channels (Zhang et al. 2018, version 0.1) come with torchmetrics.
-    """
-    choices = {"alex": _Published(AlexNet, "AlexNet's", ALEXNET_URL), "vgg": _Published(VGG16, "VGG-16's", VGG16_URL)}
-    name, network = _needed(choices, name, measure="LPIPS")
-    with resources.as_file(resources.files("torchmetrics") / f"functional/image/lpips_models/{name}.pth") as path:
-        channels = _read_weights(path)
-    return name, network, [channels[f"lin{number}.model.1.weight"].flatten() for number in range(5)]

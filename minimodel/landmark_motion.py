@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from minimodel.affine import combine
-from minimodel.dense_motion import CoarseMotion
 from minimodel.landmarks import LANDMARKS
+from minimodel.motion import CoarseMotion
 from minimodel.warping import full_precision, identity_grid, resize_flow
 
 # What each local branch is told: an eye with its brow, pupil and lid middles, or the lips. Right is the subject's.
@@ -143,8 +143,8 @@ class MotionBranch(nn.Module):
             x = torch.cat([x, skips.pop()], dim=1)
         return self.unit * self.flow_head(x).float(), None if self.logit_head is None else self.logit_head(x).float()
 
-    def _moved(self, x: Tensor, number: int, difference: Tensor) -> Tensor:
-        return self.add_motion[number](x, difference) if self.add_motion else x
+    def _moved(self, x: Tensor, index: int, difference: Tensor) -> Tensor:
+        return self.add_motion[index](x, difference) if self.add_motion else x
 
 
 def centres(landmarks: Float[Tensor, "b 74 2"]) -> Float[Tensor, "b 3 2"]:
@@ -171,7 +171,7 @@ def crop(image: Float[Tensor, "b c height width"], centre: Float[Tensor, "b 2"])
 
 
 @full_precision
-def put_together(
+def combine_local_flows(
     global_flow: Float[Tensor, "b 2 height width"],
     local_flows: Float[Tensor, "b n 2 h w"],
     local_masks: Float[Tensor, "b n h w"],
@@ -255,11 +255,11 @@ class LandmarkMotion(nn.Module):
             return CoarseMotion(flow, occlusion)
         boxes = centres(source_landmarks), centres(driving_landmarks)
         flows, masks = [], []
-        for number, (branch, region) in enumerate(zip(self.local, REGIONS.values(), strict=True)):
-            start, end = (box[:, number] for box in boxes)
-            told = in_box(source_landmarks[:, list(region)], start), in_box(driving_landmarks[:, list(region)], end)
-            local_flow, logit = branch(crop(source, start), *told)
+        for index, (branch, region) in enumerate(zip(self.local, REGIONS.values(), strict=True)):
+            start, end = (box[:, index] for box in boxes)
+            points = in_box(source_landmarks[:, list(region)], start), in_box(driving_landmarks[:, list(region)], end)
+            local_flow, logit = branch(crop(source, start), *points)
             flows.append(local_flow)
             masks.append(torch.sigmoid(logit[:, 0]))
-        flow, flows, masks = put_together(flow, torch.stack(flows, 1), torch.stack(masks, 1), *boxes)
+        flow, flows, masks = combine_local_flows(flow, torch.stack(flows, 1), torch.stack(masks, 1), *boxes)
         return CoarseMotion(flow, occlusion, masks, flows)

@@ -1,7 +1,7 @@
 """The 74 landmarks of a face, found so that they hold still on video (S2D section 3.3).
 
 Three parts: heatmaps read by their mean position instead of their maximum (DSNT, which is `keypoints.soft_argmax`);
-labels from the embedded faces; and unlabelled video, on which a point that is found in one frame and carried to the
+labels from the rendered faces; and unlabelled video, on which a point that is found in one frame and carried to the
 next by Lucas-Kanade must be found where it arrives (the registration loss, SBR: "Supervision-by-Registration", Dong et
 al., CVPR 2018). The eyes are looked at twice, the second time from nearby, as a pupil is hardly wider than a pixel of
 the face's heatmaps.
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from minimodel.blocks import ConvBlock, Hourglass
 from minimodel.keypoints import gaussian_heatmaps, soft_argmax
-from minimodel.saving import fill, find_weights, make_metadata, read_config, write_weights
+from minimodel.saving import find_weights, load_weights_into, make_metadata, read_config, write_weights
 from minimodel.warping import full_precision, identity_grid, resize_flow
 
 LANDMARKS = 74  # the 68 iBUG points, two pupils, four middles of eyelids
@@ -74,9 +74,9 @@ def heatmap_loss(
     is all wrong.
     """
     size = tuple(logits.shape[-2:])
-    wanted = gaussian_heatmaps(points, size, (2 * sigma / size[0]) ** 2).flatten(2)
-    wanted = wanted / wanted.sum(-1, keepdim=True).clamp_min(1e-6)
-    entropy = -(wanted * torch.log_softmax(logits.flatten(2), dim=-1)).sum(-1)
+    target = gaussian_heatmaps(points, size, (2 * sigma / size[0]) ** 2).flatten(2)
+    target = target / target.sum(-1, keepdim=True).clamp_min(1e-6)
+    entropy = -(target * torch.log_softmax(logits.flatten(2), dim=-1)).sum(-1)
     return (entropy * inside).sum() / inside.sum().clamp_min(1)
 
 
@@ -134,12 +134,12 @@ class HeatmapNetwork(nn.Module):
     def forward(self, image: Float[Tensor, "b 3 height width"]) -> list[Float[Tensor, "b k h w"]]:
         """What each hourglass says, which training looks at; the last is the result."""
         x, logits = self.stem(2 * image - 1), []
-        for number, (hourglass, head) in enumerate(zip(self.hourglasses, self.heads, strict=True)):
+        for index, (hourglass, head) in enumerate(zip(self.hourglasses, self.heads, strict=True)):
             features = hourglass(x)
             with torch.autocast(image.device.type, enabled=False):  # bfloat16 would put points onto a coarse grid
                 logits.append(head(features.float()))
-            if number < len(self.merges):
-                x = x + self.merges[number](torch.cat([features, logits[-1]], dim=1))
+            if index < len(self.merges):
+                x = x + self.merges[index](torch.cat([features, logits[-1]], dim=1))
         return logits
 
 
@@ -194,7 +194,7 @@ class LandmarkDetector(nn.Module):
         """The shipped detector, or a file written by `save`; on the CPU, in evaluation mode."""
         path = find_weights(name_or_path, ["landmarks"])
         detector = cls(read_config(path, "landmarks", lambda text: DetectorConfig(**json.loads(text))))
-        fill(detector, path)
+        load_weights_into(detector, path)
         return detector.eval()
 
 

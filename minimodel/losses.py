@@ -35,10 +35,10 @@ def perceptual_loss(
     for scale in scales:
         if min(generated.shape[-2:]) // scale < smallest:
             continue
-        made = features(F.avg_pool2d(generated, scale))
+        prediction = features(F.avg_pool2d(generated, scale))
         with torch.no_grad():
-            wanted = features(F.avg_pool2d(driving, scale))
-        total = total + sum(F.l1_loss(a, b) for a, b in list(zip(made, wanted, strict=True))[:layers])
+            target = features(F.avg_pool2d(driving, scale))
+        total = total + sum(F.l1_loss(a, b) for a, b in list(zip(prediction, target, strict=True))[:layers])
     return total
 
 

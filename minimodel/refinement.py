@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from minimodel.correlation import Correlation
-from minimodel.dense_motion import CoarseMotion
+from minimodel.motion import CoarseMotion
 from minimodel.warping import resize_flow, warp
 
 

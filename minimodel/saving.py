@@ -14,7 +14,7 @@ from torch import nn
 Built = TypeVar("Built")
 WEIGHTS = Path(__file__).parent / "weights"
 FORMAT_VERSION = "1"
-OTHER_NETWORKS = ("avd-", "features", "judges", "landmarks")  # how files begin that don't hold an animation model
+OTHER_NETWORKS = ("avd-", "features", "assessors", "landmarks")  # how files begin that don't hold an animation model
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def read_metadata(path: Path, kind: str = "animation") -> dict[str, str]:
     return metadata
 
 
-def fill(network: nn.Module, path: Path) -> None:
+def load_weights_into(network: nn.Module, path: Path) -> None:
     """Put a file's weights into the network that its metadata describe; a ValueError in one line if they don't fit, as
     those of an older version of this network."""
     try:

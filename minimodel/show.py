@@ -56,10 +56,10 @@ def draw_pictures(rows: dict[str, Tensor], *, columns: list[str] | None = None, 
         line[0].set_ylabel(name, rotation=0, ha="right", va="center")
         for axis, picture in zip(line, row.detach().float().cpu().clamp(0, 1).expand(-1, 3, -1, -1)):
             axis.imshow(picture.permute(1, 2, 0), interpolation="nearest")
-        for number, axis in enumerate(line):
+        for index, axis in enumerate(line):
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set(color="lightgrey", linewidth=0.5)
-            if number >= len(row):
+            if index >= len(row):
                 axis.set_visible(False)
     for axis, title in zip(axes[0], columns or []):
         axis.set_title(title, fontsize=9)

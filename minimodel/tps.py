@@ -57,7 +57,9 @@ def kernel(squared_distance: Tensor) -> Tensor:
 
 
 @full_precision
-def fit(control: Float[Tensor, "b k n 2"], values: Float[Tensor, "b k n 2"], *, regularisation: float = 0.0) -> Spline:
+def fit_spline(
+    control: Float[Tensor, "b k n 2"], values: Float[Tensor, "b k n 2"], *, regularisation: float = 0.0
+) -> Spline:
     """The least bent map with T(control) = values (TPSM Eq. 1), one for each of B x K; any number n of points.
 
     ``regularisation`` lambda trades exactness for straightness: T may miss each value by lambda w_i. It is added to the
@@ -68,7 +70,7 @@ def fit(control: Float[Tensor, "b k n 2"], values: Float[Tensor, "b k n 2"], *, 
     if regularisation < 0:
         raise ValueError(f"regularisation is {regularisation}: expected 0 or more")
     # Eight equations a spline cost nothing, and in float32 points near a line would leave three digits of them.
-    points, wanted = control.double(), values.double()
+    points, target = control.double(), values.double()
     bend = kernel((points[..., :, None, :] - points[..., None, :, :]).square().sum(-1))
     # The weights are solved for in units of 1 / scale, or a large lambda would make the other equations look like zero.
     scale = 1 + regularisation
@@ -77,10 +79,13 @@ def fit(control: Float[Tensor, "b k n 2"], values: Float[Tensor, "b k n 2"], *, 
     # K w + P a = v meets the values; P^T w = 0 keeps the bending from doing what the affine part can do.
     below = torch.cat([flat.mT, flat.new_zeros(*flat.shape[:-2], 3, 3)], dim=-1)
     equations = torch.cat([torch.cat([bend, flat], dim=-1), below], dim=-2)
-    wanted = torch.cat([wanted, wanted.new_zeros(*wanted.shape[:-2], 3, 2)], dim=-2)
-    solution = solve_symmetric(equations, wanted, smallest=SMALLEST_EIGENVALUE[control.dtype])
+    target = torch.cat([target, target.new_zeros(*target.shape[:-2], 3, 2)], dim=-2)
+    solution = solve_symmetric(equations, target, smallest=SMALLEST_EIGENVALUE[control.dtype])
     weights, affine = solution.split([control.shape[-2], 3], dim=-2)
     return Spline(control, (weights / scale).to(control.dtype), affine.mT.to(control.dtype))
+
+
+fit = fit_spline  # the name that scripts know
 
 
 def solve_symmetric(
@@ -102,7 +107,7 @@ def solve_symmetric(
     return solution + vectors @ (inverse * (vectors.mT @ (right - matrix @ solution)))
 
 
-def between(
+def backward_spline(
     source_points: Float[Tensor, "b k n 2"], driving_points: Float[Tensor, "b k n 2"], *, regularisation: float = 0.0
 ) -> Spline:
     """The backward map of each part: it takes driving points to source points (TPSM Eq. 1 says the opposite, Eq. 2 is
@@ -110,7 +115,7 @@ def between(
 
     What is fitted is the displacement, so that where the points leave the map open, nothing moves.
     """
-    offset = fit(driving_points, source_points - driving_points, regularisation=regularisation)
+    offset = fit_spline(driving_points, source_points - driving_points, regularisation=regularisation)
     identity = torch.eye(2, 3, device=offset.affine.device, dtype=offset.affine.dtype)
     return Spline(offset.control, offset.weights, offset.affine + identity)
 
@@ -126,7 +131,7 @@ def part_flows(
 
     The published code adds 0.01 as well, though to more than the kernel block.
     """
-    return between(source_points, driving_points, regularisation=regularisation).flow(size)
+    return backward_spline(source_points, driving_points, regularisation=regularisation).flow(size)
 
 
 @full_precision

@@ -19,8 +19,8 @@ from jaxtyping import Float
 from scipy.spatial import ConvexHull, QhullError
 from torch import Tensor, nn
 
-from minimodel.model import AnimationModel, Motion
-from minimodel.saving import fill, find_weights, make_metadata, read_config, read_metadata, write_weights
+from minimodel.motion import Motion
+from minimodel.saving import find_weights, load_weights_into, make_metadata, read_config, read_metadata, write_weights
 from minimodel.warping import full_precision
 
 MODES = ("standard", "relative", "avd")
@@ -185,21 +185,21 @@ class AvdNetwork(nn.Module):
         # that were some percent further off.
         return source + self.std * self.decoder(torch.cat([shape, pose], dim=1))
 
-    def save(self, path: str | Path, *, model: AnimationModel) -> None:
+    def save(self, path: str | Path, *, model: nn.Module) -> None:
         """Write the weights, and whose points they were trained on."""
         write_weights(self, path, make_metadata(json.dumps(self.sizes), kind="avd", points_of=fingerprint(model)))
 
     @classmethod
-    def load(cls, weights: str | Path, model: AnimationModel) -> "AvdNetwork":
+    def load(cls, weights: str | Path, model: nn.Module) -> "AvdNetwork":
         """The network that lies beside the weights of ``model``; in evaluation mode, on the model's device."""
         path = avd_path(weights)
-        command = f"minimodel avd --weights {weights}"
+        command = f"minimodel train-avd --weights {weights}"
         if not path.exists():
             raise ValueError(f"mode avd needs {path}, which isn't there: it is made by `{command}`")
         if read_metadata(path, "avd")["points_of"] != fingerprint(model):
             raise ValueError(f"{path}: was trained on the points of other weights; train it again: `{command}`")
         network = read_config(path, "avd", lambda text: cls(**json.loads(text)))
-        fill(network, path)
+        load_weights_into(network, path)
         return network.eval().to(next(model.parameters()).device)
 
 
@@ -216,7 +216,7 @@ def avd_path(weights: str | Path) -> Path:
     return path.with_name(f"avd-{path.name}")
 
 
-def fingerprint(model: AnimationModel) -> str:
+def fingerprint(model: nn.Module) -> str:
     """Tells apart models whose points may differ: a hash of all weights of the prior."""
     found = hashlib.sha256()
     for name, value in sorted(model.prior.state_dict().items()):

@@ -28,10 +28,11 @@ from pathlib import Path
 import torch
 from ipywidgets import FloatSlider
 
-from minimodel import metrics, show
-from minimodel.animate import render_frames
+from minimodel import show
+from minimodel.commands.animate import render_frames
 from minimodel.data import synthetic
 from minimodel.data.video import read_image
+from minimodel.evaluation import metrics
 from minimodel.model import AnimationModel
 from minimodel.warping import identity_grid, to_pixels, warp
 
@@ -252,9 +253,9 @@ assert metrics.l1(wrong, D) > metrics.l1(S, D) > metrics.l1(by_package, D)
 # | [**6**](06_structure_correlation.ipynb) | who in the source looks like whom in the driving frame | [`correlation.py`](../minimodel/correlation.py) |
 # | [**7**](07_lookup_and_refinement.ipynb) | refining the flow from 8 pixels to the whole picture | [`refinement.py`](../minimodel/refinement.py) |
 # | [**8**](08_occlusion_gated_unet.ipynb) | painting what can't be fetched | [`generator.py`](../minimodel/generator.py) |
-# | [**9**](09_losses_and_metrics.ipynb) | what each loss and metric sees, and is blind to | [`losses.py`](../minimodel/losses.py), [`metrics.py`](../minimodel/metrics.py) |
+# | [**9**](09_losses_and_metrics.ipynb) | what each loss and metric sees, and is blind to | [`losses.py`](../minimodel/losses.py), [`metrics.py`](../minimodel/evaluation/metrics.py) |
 # | [**10**](10_motion_transfer.ipynb) | whose face is it, when one person drives another | [`transfer.py`](../minimodel/transfer.py) |
-# | [**11**](11_train_a_full_model.ipynb) | training, measuring and using the whole | [`train.py`](../minimodel/train.py), [`evaluate.py`](../minimodel/evaluate.py), [`animate.py`](../minimodel/animate.py) |
+# | [**11**](11_train_a_full_model.ipynb) | training, measuring and using the whole | [`train.py`](../minimodel/training/loop.py), [`evaluate.py`](../minimodel/evaluation/protocols.py), [`animate.py`](../minimodel/commands/animate.py) |
 #
 # The papers behind it: *Learning Motion Refinement for Unsupervised Face Animation* (here and everywhere: **MRFA**) in
 # notebooks 1, 3 and 6 to 8; *Thin-Plate Spline Motion Model for Image Animation* (**TPSM**) in 2, 8 and 10; *Sparse to

@@ -29,10 +29,12 @@ import matplotlib.pyplot as plt
 import torch
 from ipywidgets import FloatSlider
 
-from minimodel import affine, metrics, show
+from minimodel import affine, show
 from minimodel.data import synthetic
-from minimodel.dense_motion import CoarseMotion, DenseMotion
+from minimodel.dense_motion import DenseMotion
+from minimodel.evaluation import metrics
 from minimodel.model import AnimationModel
+from minimodel.motion import CoarseMotion
 from minimodel.warping import from_pixels, full_precision, identity_grid, resize_flow, to_pixels, warp
 
 torch.manual_seed(0)

@@ -29,10 +29,11 @@ import matplotlib.pyplot as plt
 import torch
 from ipywidgets import FloatLogSlider, FloatSlider, IntSlider
 
-from minimodel import affine, losses, metrics, show, tps
+from minimodel import affine, losses, show, tps
 from minimodel.background import PACE, BackgroundPredictor, gauss_newton, shift
 from minimodel.data import synthetic
 from minimodel.dense_motion import contribution_masks, dropout_scales
+from minimodel.evaluation import metrics
 from minimodel.keypoints import KeypointDetector, SplineDetector
 from minimodel.model import AnimationModel
 from minimodel.warping import identity_grid, resize_flow, to_pixels, warp
@@ -150,14 +151,14 @@ def spline_naive(control, coefficients, p):
 
 
 coefficients = fit_naive(five_D[0, 0], five_S[0, 0])
-spline = tps.fit(five_D, five_S)
+spline = tps.fit_spline(five_D, five_S)
 somewhere = torch.rand(1, 1, 20, 2) * 2 - 1
 by_hand = torch.stack([spline_naive(five_D[0, 0], coefficients, p) for p in somewhere[0, 0]])
 assert torch.allclose(by_hand, spline(somewhere)[0, 0], atol=1e-4)
 assert torch.allclose(spline(five_D), five_S, atol=1e-5)  # it passes through its points
 
 # %% [markdown]
-# `tps.fit` solves the same equations for all splines of a batch at once, in float64, and says something sensible where
+# `tps.fit_spline` solves the same equations for all splines of a batch at once, in float64, and says something sensible where
 # they have no single solution (below). scipy knows these splines as well; its kernel is half of ours.
 #
 # Is the spline the smoothest? Its bending, Equation 1's integral, is $w^\top K w$ up to a constant, where $K_{ij} =
@@ -174,7 +175,7 @@ def bending(spline):
 astray = torch.rand(20, 1, 3, 2) * 2 - 1
 there = spline(astray.view(1, 1, 60, 2)).view(20, 1, 3, 2) + 0.05 * torch.randn(20, 1, 3, 2)
 five = [points.expand(20, -1, -1, -1) for points in (five_D, five_S)]
-rivals = tps.fit(torch.cat([five[0], astray], 2), torch.cat([five[1], there], 2))
+rivals = tps.fit_spline(torch.cat([five[0], astray], 2), torch.cat([five[1], there], 2))
 assert torch.allclose(rivals(five[0]), five[1], atol=1e-4)
 assert (bending(rivals) > bending(spline)).all()
 
@@ -237,7 +238,7 @@ show.playground(playground, which=IntSlider(2, min=0, max=4), **moves, stiffness
 
 # %%
 strengths = torch.logspace(-4, 2, 25).tolist()
-splines = [tps.fit(five_D, five_S, regularisation=strength) for strength in strengths]
+splines = [tps.fit_spline(five_D, five_S, regularisation=strength) for strength in strengths]
 missed = [(spline(five_D) - five_S).norm(dim=-1).mean().item() * SIZE / 2 for spline in splines]
 figure, axes = plt.subplots(1, 2, figsize=(7, 2))
 axes[0].semilogx(strengths, missed)
@@ -282,13 +283,13 @@ large = [fit_naive(line_D + off * nudges, found_S)[-3:].abs().max() for off in (
 assert large[0] < 2 and large[1] > 3 * large[0] and large[2] > 3 * large[1]
 
 # %% [markdown]
-# `tps.fit` takes, of all solutions, the one with the **smallest coefficients**. And `tps.part_flows` fits not where
+# `tps.fit_spline` takes, of all solutions, the one with the **smallest coefficients**. And `tps.part_flows` fits not where
 # points go but *how far*, so that small means "stays where it is". With positions, small would mean "goes to the
 # middle": every place beside the line is fetched from the line itself, hence the stripes of the second picture.
 
 # %%
 size = (SIZE, SIZE)
-positions = tps.fit(line_D[None, None], line_S[None, None]).flow(size)[:, 0]
+positions = tps.fit_spline(line_D[None, None], line_S[None, None]).flow(size)[:, 0]
 distances = tps.part_flows(line_S[None, None], line_D[None, None], size, regularisation=0.0)[:, 0]
 rows = {"": torch.cat([lined, warp(lined, positions), warp(lined, distances)])}
 show.pictures(rows, columns=["source", "smallest positions", "smallest motion"], side=2)
@@ -500,7 +501,7 @@ moving = (begin_S - begin_D).norm(dim=-1).mean()  # from frame to frame
 assert begin_S.abs().max() < 1 and apart > 10 * moving
 
 # %% [markdown]
-# From heatmaps points learn from far fewer pairs. So the package's small presets (`Config.spline_heatmaps`) read the
+# From heatmaps points learn from far fewer pairs. So the package's small presets (`ModelConfig.spline_heatmaps`) read the
 # points of splines from those instead, by `KeypointDetector(..., spread=True)`: each point begins at a random place of
 # its own (the crosses) and prefers what is near it, by a Gaussian whose standard deviation the circle shows for one of
 # them. After the same 6000 pairs the `tiny` preset with splines then has 25.1 dB instead of 22.9 dB, over the twenty people
@@ -696,11 +697,11 @@ assert torch.allclose(shift(s, d, *everywhere), -shift(d, s, *everywhere), atol=
 #    ```python
 #    c, s = 3**0.5 / 2, 0.5
 #    turned = DIE @ torch.tensor([[c, s], [-s, c]])
-#    print(tps.fit(DIE[None, None], turned[None, None]).weights.abs().max())
+#    print(tps.fit_spline(DIE[None, None], turned[None, None]).weights.abs().max())
 #    ```
 # 2. All exponentials are 0 at every pixel, and their quotient is 0/0, NaN. Someone must stay, and the paper's someone is
 #    the background.
-# 3. Three points determine an affine map, so nothing has to bend: `bending(tps.fit(five_D[:, :, :3], five_S[:, :, :3]))`
+# 3. Three points determine an affine map, so nothing has to bend: `bending(tps.fit_spline(five_D[:, :, :3], five_S[:, :, :3]))`
 #    is 0, and the flow is that of a stiff part.
 #
 # </details>

@@ -29,9 +29,10 @@ import torch
 from ipywidgets import FloatLogSlider, FloatSlider
 
 from minimodel import affine, losses, show
+from minimodel.config import PRESETS
 from minimodel.data import synthetic
 from minimodel.keypoints import KeypointDetector, gaussian_heatmaps, soft_argmax
-from minimodel.model import PRESETS, AnimationModel
+from minimodel.model import AnimationModel
 from minimodel.tokens import TokenDetector, sine_positions, spread_points
 from minimodel.tps import Spline, random_transforms
 from minimodel.warping import identity_grid

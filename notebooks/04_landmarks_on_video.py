@@ -30,8 +30,9 @@ import torch
 import torch.nn.functional as F
 from ipywidgets import FloatSlider
 
-from minimodel import landmarks, metrics, show
+from minimodel import landmarks, show
 from minimodel.data import synthetic
+from minimodel.evaluation import metrics
 from minimodel.keypoints import gaussian_heatmaps, soft_argmax
 from minimodel.landmarks import LandmarkDetector, argmax, heatmap_loss, point_loss
 from minimodel.warping import to_pixels
@@ -128,7 +129,7 @@ show.pictures({"": torch.stack(shown)}, columns=["tip of the nose", "corner of t
 #
 # A mean can be read of any heatmap, so the detector finds a nose on a wall, too. But there the heatmap is wide.
 # `sharpness` is the share of a heatmap that lies within two of its pixels of its point, and `confidence` the mean of
-# that over the 74. (Below 0.4, `minimodel landmarks` and `minimodel prepare --landmarks` mark a frame as one in
+# that over the 74. (Below 0.4, `minimodel find-landmarks` and `minimodel prepare --landmarks` mark a frame as one in
 # which no face was found.) Of a face with its lower half covered it's the hidden points that are unsure:
 
 # %%
@@ -639,6 +640,6 @@ assert error["labels and film"] < min(1.1 * error["before"], 1.1 * error["labels
 # ## Read next
 #
 # The code of this notebook: [`minimodel/landmarks.py`](../minimodel/landmarks.py), the training in
-# [`minimodel/train_others.py`](../minimodel/train_others.py) (`minimodel landmarks-train --help`). `minimodel landmarks film.mp4`
+# [`minimodel/training/`](../minimodel/training/) (`minimodel train-landmarks --help`). `minimodel find-landmarks film.mp4`
 # writes the points of a film of yours. Next: [5 · Landmark motion](05_landmark_motion.ipynb), a photo that moves by
 # nothing but these points.

@@ -32,8 +32,9 @@ import torch
 import torch.nn.functional as F
 from ipywidgets import FloatSlider, Image, VBox
 
-from minimodel import evaluate, landmark_motion, metrics, show
+from minimodel import landmark_motion, show
 from minimodel.data import synthetic
+from minimodel.evaluation import benchmark, metrics
 from minimodel.keypoints import soft_argmax
 from minimodel.landmark_motion import BOX, REGIONS, AddMotion, LandmarkMotion, adain
 from minimodel.landmarks import LandmarkDetector, argmax
@@ -293,11 +294,11 @@ def put_together_naive(f_G, f_L, m_L, c_S, c_D):
 
 
 f_G, f_L, m_L = 0.1 * torch.randn(1, 2, SIZE, SIZE), torch.randn(1, 3, 2, 16, 16), torch.rand(1, 3, 16, 16)
-F_k, flows, masks = landmark_motion.put_together(f_G, f_L, m_L, c_S, c_D)
+F_k, flows, masks = landmark_motion.combine_local_flows(f_G, f_L, m_L, c_S, c_D)
 assert torch.allclose(F_k[0], put_together_naive(f_G[0], f_L[0], m_L[0], c_S[0], c_D[0]), atol=1e-4)
 
 # %% [markdown]
-# So Eq. 3 is Eq. 3 of MRFA (notebook 1) once more: four flows, four masks that sum to one. `put_together` returns them,
+# So Eq. 3 is Eq. 3 of MRFA (notebook 1) once more: four flows, four masks that sum to one. `combine_local_flows` returns them,
 # and `affine.combine` mixes them.
 #
 # Three branches without any network: the first says "my box is turned by 40°", the second says nothing, the third "my
@@ -314,7 +315,7 @@ figure, axes = plt.subplots(1, 3, figsize=(7.5, 2.5))
 moves = {"where they were": (0, 0), "a little to the right": (0.1, 0), "further up": (0, -0.25)}
 for axis, (title, move) in zip(axes, moves.items()):
     there = c_S + torch.tensor(move)
-    draw_boxes(axis, warp(S, landmark_motion.put_together(still, says, soft, c_S, there)[0]), there)
+    draw_boxes(axis, warp(S, landmark_motion.combine_local_flows(still, says, soft, c_S, there)[0]), there)
     axis.set_title(title, fontsize=9)
 plt.show()
 
@@ -331,10 +332,10 @@ plt.show()
 t = torch.tensor([0.15, 0.1])
 whole = still - t.view(2, 1, 1)
 whole_box, silent = torch.ones(1, 3, 16, 16), torch.zeros(1, 3, 2, 16, 16)
-correct = landmark_motion.put_together(whole, silent, whole_box, c_S, c_S + t)[0]
-no_shift, _, masks = landmark_motion.put_together(whole, silent, whole_box, c_S + t, c_S + t)
+correct = landmark_motion.combine_local_flows(whole, silent, whole_box, c_S, c_S + t)[0]
+no_shift, _, masks = landmark_motion.combine_local_flows(whole, silent, whole_box, c_S + t, c_S + t)
 in_picture = silent - t.view(2, 1, 1)
-no_scale = landmark_motion.put_together(whole, in_picture, whole_box, c_S + t, c_S + t)[0]
+no_scale = landmark_motion.combine_local_flows(whole, in_picture, whole_box, c_S + t, c_S + t)[0]
 show.pictures(
     {"": torch.cat([S, warp(S, correct), warp(S, no_shift), warp(S, no_scale)])},
     columns=["source", "correct", "no shift", "no scale"],
@@ -597,7 +598,7 @@ assert torch.allclose(output.image, E * (1 - M) + R * M, atol=1e-6)
 # %% [markdown]
 # ## On everybody
 #
-# The weights `tiny-s2d` are this system, trained on everybody: half of the pairs are embedded faces with their true
+# The weights `tiny-s2d` are this system, trained on everybody: half of the pairs are rendered faces with their true
 # landmarks, half are frames of films with what the detector of [notebook 4](04_landmarks_on_video.ipynb) finds in them
 # (a film's landmarks are never known, and S2D does the same). Three people whom it has never seen, pulled by the same
 # strings, above what the renderer makes of those:
@@ -674,7 +675,7 @@ assert errors["found ones"] < 0.75 * errors["the first look's"]
 # heatmaps have for a mean (DSNT), and by those of the same heatmaps read by their maximum.
 
 # %%
-clips = evaluate.benchmark(SIZE)[:6]
+clips = benchmark.benchmark(SIZE)[:6]
 
 
 def found_in(frames):

@@ -30,8 +30,9 @@ import torch
 import torch.nn.functional as F
 from ipywidgets import Dropdown, FloatLogSlider, IntSlider
 
-from minimodel import correlation, metrics, show
+from minimodel import correlation, show
 from minimodel.data import synthetic
+from minimodel.evaluation import metrics
 from minimodel.keypoints import gaussian_heatmaps
 from minimodel.model import AnimationModel
 from minimodel.warping import identity_grid, resize_flow, to_pixels, warp

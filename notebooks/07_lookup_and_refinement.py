@@ -38,8 +38,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from minimodel import correlation, evaluate, metrics, refinement, show
+from minimodel import correlation, refinement, show
 from minimodel.data import synthetic
+from minimodel.evaluation import benchmark, metrics
 from minimodel.features import load_features
 from minimodel.losses import perceptual_loss, smoothness
 from minimodel.model import AnimationModel, StructureCorrelation
@@ -61,7 +62,7 @@ moved = replace(states[11], light=states[8].light, ambient=states[8].ambient)
 source, driving = synthetic.Faces(identity, states[8]), synthetic.Faces(identity, moved)
 S, D = synthetic.render(source, SIZE), synthetic.render(driving, SIZE)
 true_flow, visible = synthetic.flow_between(source, driving, SIZE)
-FACE = torch.tensor([synthetic.PARTS.index(part) for part in evaluate.FACE])
+FACE = torch.tensor([synthetic.PARTS.index(part) for part in benchmark.FACE])
 face = torch.isin(synthetic.parsing(driving, SIZE), FACE)[:, None] & visible.bool()
 
 # %%
@@ -511,11 +512,11 @@ show.pictures(rows, columns=names)
 # fixed seed and never trained on, so that today's numbers and next year's can be compared.
 
 # %%
-people = synthetic.sample_identities(evaluate.BENCHMARK_CLIPS, evaluate.BENCHMARK_SEED)
+people = synthetic.sample_identities(benchmark.BENCHMARK_CLIPS, benchmark.BENCHMARK_SEED)
 clips = []
-for number in range(evaluate.BENCHMARK_CLIPS):
-    speaking = synthetic.animate_states(125, evaluate.BENCHMARK_SEED + number)[::20]
-    clips.append(evaluate.synthetic_clip(str(number), synthetic.Faces(people[number], speaking), SIZE))
+for number in range(benchmark.BENCHMARK_CLIPS):
+    speaking = synthetic.animate_states(125, benchmark.BENCHMARK_SEED + number)[::20]
+    clips.append(benchmark.synthetic_clip(str(number), synthetic.Faces(people[number], speaking), SIZE))
 
 # %%
 regions = ("face", "mouth", "eyes")

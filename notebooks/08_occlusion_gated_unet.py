@@ -30,8 +30,9 @@ import torch
 import torch.nn.functional as F
 from ipywidgets import FloatSlider
 
-from minimodel import evaluate, metrics, show
+from minimodel import show
 from minimodel.data import synthetic
+from minimodel.evaluation import benchmark, metrics
 from minimodel.generator import GatedUNet, InpaintingNetwork, ResidualGenerator, SourceEncoder
 from minimodel.model import AnimationModel
 from minimodel.warping import resize_flow, warp
@@ -191,7 +192,7 @@ assert torch.allclose(by_hand, painted[0], atol=1e-4)
 
 # %% [markdown]
 # One step follows that the paper doesn't mention and its published code has: Eq. 10 once more, on the *pictures*. The
-# warped source where the finest gate is open, what the U-Net painted elsewhere. `Config.blend` switches it. `draw` does
+# warped source where the finest gate is open, what the U-Net painted elsewhere. `ModelConfig.blend` switches it. `draw` does
 # both steps with flows and occlusions of our choice:
 
 
@@ -341,11 +342,11 @@ show.pictures({"": torch.cat([D, show.heat(visible), *map(show.heat, gates)])}, 
 # `minimodel evaluate`, drawn once with a fixed seed, so that numbers of today and of next year can be compared.)
 
 # %%
-people = synthetic.sample_identities(evaluate.BENCHMARK_CLIPS, evaluate.BENCHMARK_SEED)
+people = synthetic.sample_identities(benchmark.BENCHMARK_CLIPS, benchmark.BENCHMARK_SEED)
 clips = []
 for number in range(10):
-    speaking = synthetic.animate_states(125, evaluate.BENCHMARK_SEED + number)[::20]
-    clips.append(evaluate.synthetic_clip(str(number), synthetic.Faces(people[number], speaking), SIZE))
+    speaking = synthetic.animate_states(125, benchmark.BENCHMARK_SEED + number)[::20]
+    clips.append(benchmark.synthetic_clip(str(number), synthetic.Faces(people[number], speaking), SIZE))
 wanted = torch.cat([clip.frames[1:] for clip in clips])
 shown = torch.cat([clip.truth.visible for clip in clips])
 

@@ -31,20 +31,21 @@ import torch.nn.functional as F
 from ipywidgets import Dropdown, FloatSlider
 from skimage.filters import gaussian
 
-from minimodel import evaluate, losses, metrics, show, tps
+from minimodel import losses, show, tps
 from minimodel.data import synthetic
-from minimodel.features import (
-    VGG16,
-    VGG19,
-    AlexNet,
-    FaceFeatures,
-    FaceTasks,
-    load_features,
-    load_inception,
-    load_lpips,
+from minimodel.evaluation import benchmark, metrics
+from minimodel.evaluation.assessors import (
+    UNITS,
+    Assessment,
+    Assessors,
+    FaceReader,
+    ReaderConfig,
+    active_units,
+    load_assessors,
 )
-from minimodel.inception import Inception
-from minimodel.judges import UNITS, FaceReader, Judges, ReaderConfig, Verdict, active_units, load_judges
+from minimodel.evaluation.inception import Inception, load_inception
+from minimodel.evaluation.lpips import VGG16, AlexNet, load_lpips
+from minimodel.features import VGG19, FaceFeatures, FaceTasks, load_features
 from minimodel.landmarks import LandmarkDetector
 from minimodel.model import AnimationModel
 from minimodel.warping import warp
@@ -255,11 +256,11 @@ assert min(price["mouth open"], price["blurred"]) > 1.5 > 1.3 > max(price["grain
 
 # %%
 model = AnimationModel.load("tiny")
-people = synthetic.sample_identities(6, evaluate.BENCHMARK_SEED)
+people = synthetic.sample_identities(6, benchmark.BENCHMARK_SEED)
 clips = []
 for number in range(6):
-    speaking = synthetic.animate_states(125, evaluate.BENCHMARK_SEED + number)[::20]
-    clips.append(evaluate.synthetic_clip(str(number), synthetic.Faces(people[number], speaking), 64))
+    speaking = synthetic.animate_states(125, benchmark.BENCHMARK_SEED + number)[::20]
+    clips.append(benchmark.synthetic_clip(str(number), synthetic.Faces(people[number], speaking), 64))
 wanted = torch.cat([clip.frames[1:] for clip in clips])
 still = torch.cat([clip.frames[:1].expand_as(clip.frames[1:]) for clip in clips])
 true_flow, visible = (torch.cat([getattr(clip.truth, name) for clip in clips]) for name in ("flow", "visible"))
@@ -456,15 +457,15 @@ def auh_naive(a, b):
     return sum(x != y for x, y in zip(a.tolist(), b.tolist(), strict=True)) / len(a)
 
 
-judges = load_judges()
-told, asked = judges(wanted[:1]), judges(wanted[9:10])
+assessors = load_assessors()
+told, asked = assessors(wanted[:1]), assessors(wanted[9:10])
 for metric, naive, name in ((metrics.aed, aed_naive, "embedding"), (metrics.ard, ard_naive, "rotation"),
                             (metrics.auh, auh_naive, "units")):  # fmt: skip
     both = getattr(told, name), getattr(asked, name)
     assert abs(metric(*both).item() - naive(*(x[0] for x in both))) < 1e-4
 
 # %% [markdown]
-# The judges here are this project's own small networks, trained on the embedded faces (the papers use OpenFace, py-feat and
+# The judges here are this project's own small networks, trained on the rendered faces (the papers use OpenFace, py-feat and
 # Inception). A number means nothing without the name of the network that made it.
 #
 # FID takes all features of one side as one Gaussian, with mean $m$ and covariance $\Sigma$, and compares it with the other
@@ -490,7 +491,7 @@ assert torch.isclose(metrics.fid(x, y), by_hand, rtol=1e-4)
 # * **blurred**: the right answer, too soft.
 
 # %%
-crossed = evaluate.cross_clips("cross-plain", 64, count=6)
+crossed = benchmark.cross_clips("cross-plain", 64, count=6)
 answers = torch.cat([clip.truth.frames[1:] for clip in crossed])
 films = torch.cat([clip.driving[1:] for clip in crossed])
 with torch.no_grad():
@@ -508,8 +509,8 @@ rows = {"photo": handed_in["the photo"], "film": films, "right": answers, **hand
 show.pictures({name: rows[name][shown] for name in ("photo", "film", "right", "the model", "shuffled", "blurred")})
 
 # %%
-right, driven = judges(answers), judges(films)
-judged = {name: judges(pictures) for name, pictures in handed_in.items()}
+right, driven = assessors(answers), assessors(films)
+assessed = {name: assessors(pictures) for name, pictures in handed_in.items()}
 
 
 def akd_px(verdict):
@@ -518,14 +519,16 @@ def akd_px(verdict):
 
 rows = {
     "L1 × 100, to the right answer": {n: 100 * metrics.l1(p, answers).mean().item() for n, p in handed_in.items()},
-    "AKD, to the right answer (px)": {n: akd_px(v).nanmean().item() for n, v in judged.items()},
-    "MKR": {n: metrics.mkr(v.found, right.found).nanmean().item() for n, v in judged.items()},
-    "AED, to the right person": {n: metrics.aed(v.embedding, right.embedding).mean().item() for n, v in judged.items()},
-    "ARD, to the film (degrees)": {
-        n: metrics.ard(v.rotation, driven.rotation).mean().item() for n, v in judged.items()
+    "AKD, to the right answer (px)": {n: akd_px(v).nanmean().item() for n, v in assessed.items()},
+    "MKR": {n: metrics.mkr(v.found, right.found).nanmean().item() for n, v in assessed.items()},
+    "AED, to the right person": {
+        n: metrics.aed(v.embedding, right.embedding).mean().item() for n, v in assessed.items()
     },
-    "AUH, to the film": {n: metrics.auh(v.units, driven.units).mean().item() for n, v in judged.items()},
-    "FID, to all right answers": {n: metrics.fid(v.features, right.features).item() for n, v in judged.items()},
+    "ARD, to the film (degrees)": {
+        n: metrics.ard(v.rotation, driven.rotation).mean().item() for n, v in assessed.items()
+    },
+    "AUH, to the film": {n: metrics.auh(v.units, driven.units).mean().item() for n, v in assessed.items()},
+    "FID, to all right answers": {n: metrics.fid(v.features, right.features).item() for n, v in assessed.items()},
 }
 table(rows)
 plt.show()
@@ -548,10 +551,10 @@ assert aed["the photo"] < aed["the model"] < aed["the film"]
 # %% [markdown]
 # ### What a judge says
 #
-# A judge is a detector, a reader and features, and what it says of a picture is a `Verdict`:
+# A judge is a detector, a reader and features, and what it says of a picture is a `Assessment`:
 
 # %%
-print({part.name: list(getattr(told, part.name).shape[1:]) for part in fields(Verdict)})
+print({part.name: list(getattr(told, part.name).shape[1:]) for part in fields(Assessment)})
 
 # %% [markdown]
 # `found` says how sure the detector is (its heatmap is sharp), and MKR counts those. Action units are yes or no: the
@@ -581,7 +584,7 @@ assert abs(yaw - 0.3 * 180 / torch.pi) < 5  # in degrees
 # less than a third as far from the right person as the film of somebody else, to this one more than two fifths:
 
 # %%
-ignorant = Judges(detector, FaceReader(ReaderConfig(embedding=64)).eval(), features)
+ignorant = Assessors(detector, FaceReader(ReaderConfig(embedding=64)).eval(), features)
 embeddings = {n: ignorant(handed_in[n][::6]).embedding for n in ("the photo", "the film")}
 person_known = ignorant(answers[::6]).embedding
 by_ignorant = {n: metrics.aed(embedding, person_known).mean().item() for n, embedding in embeddings.items()}
@@ -756,6 +759,6 @@ assert left["moved, turned, smaller"] < 0.01 < 1 < min(left["jaw"], left["yaw"])
 #
 # ## Read next
 #
-# The code of this notebook: [`minimodel/losses.py`](../minimodel/losses.py), [`minimodel/metrics.py`](../minimodel/metrics.py),
-# [`minimodel/features.py`](../minimodel/features.py), [`minimodel/judges.py`](../minimodel/judges.py). Next:
+# The code of this notebook: [`minimodel/losses.py`](../minimodel/losses.py), [`minimodel/evaluation/metrics.py`](../minimodel/evaluation/metrics.py),
+# [`minimodel/features.py`](../minimodel/features.py), [`minimodel/assessors.py`](../minimodel/evaluation/assessors.py). Next:
 # [10 · Motion transfer](10_motion_transfer.ipynb), where the right person in the right pose is the whole question.

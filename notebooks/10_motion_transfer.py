@@ -31,10 +31,12 @@ import matplotlib.pyplot as plt
 import torch
 from ipywidgets import FloatSlider, IntSlider
 
-from minimodel import evaluate, metrics, show, transfer
+from minimodel import show, transfer
 from minimodel.data import synthetic
-from minimodel.judges import load_judges
-from minimodel.model import AnimationModel, Motion
+from minimodel.evaluation import benchmark, metrics, protocols
+from minimodel.evaluation.assessors import load_assessors
+from minimodel.model import AnimationModel
+from minimodel.motion import Motion
 from minimodel.transfer import AvdNetwork
 
 torch.manual_seed(0)
@@ -49,7 +51,7 @@ network = AvdNetwork.load("tiny", model)
 # %%
 people = synthetic.sample_identities(6, seed=100)
 speech = synthetic.animate_states(120, seed=5)[::5]  # five seconds, every fifth frame
-pair = evaluate.cross_clip("pair", people[1], people[0], speech, speech[:1], SIZE)
+pair = benchmark.cross_clip("pair", people[1], people[0], speech, speech[:1], SIZE)
 photo, film, truth = pair.truth.frames[:1], pair.driving, pair.truth.frames
 
 with torch.no_grad():
@@ -245,7 +247,7 @@ assert torch.allclose(distances, naive, atol=1e-4)
 
 # %%
 turned = synthetic.animate_states(1, seed=23)
-plain = evaluate.cross_clip("plain", people[1], people[0], speech, turned, SIZE)
+plain = benchmark.cross_clip("plain", people[1], people[0], speech, turned, SIZE)
 with torch.no_grad():
     other_source = model.encode_source(plain.truth.frames[:1])
 distances = transfer.shape_distance(other_source.motion, driving)
@@ -334,7 +336,7 @@ print(f"{after / before:.1f} of the deformation is left")
 assert after < 0.7 * before
 
 # %% [markdown]
-# `minimodel avd --weights tiny` trains it in a few minutes, nearly all of them spent on finding points in 2000 pairs of
+# `minimodel train-avd --weights tiny` trains it in a few minutes, nearly all of them spent on finding points in 2000 pairs of
 # frames. It lies beside the model's weights, and belongs to the points of this one model. Another model's point 7 sits
 # elsewhere on the face, and no error would tell: the pictures would only be worse. So the file keeps a `fingerprint` of the
 # model whose points it was trained on, and refuses all others:
@@ -342,7 +344,7 @@ assert after < 0.7 * before
 # %%
 other_model = AnimationModel.load("tiny-affine")
 print(transfer.avd_path("tiny").name, "lies beside tiny;", transfer.avd_path("tiny-affine").name, "nobody has trained")
-assert evaluate.find_avd("tiny-affine", other_model) is None
+assert protocols.find_avd("tiny-affine", other_model) is None
 assert transfer.fingerprint(model) != transfer.fingerprint(other_model)
 try:
     AvdNetwork.load("tiny", other_model)
@@ -357,11 +359,11 @@ except ValueError as refusal:
 # film.
 
 # %%
-judges = load_judges()
-right = judges(truth[2::5])
+assessors = load_assessors()
+right = assessors(truth[2::5])
 akd = {}
 for mode, frames in {**made, "the photo": photo.expand_as(truth)}.items():
-    akd[mode] = evaluate.keypoint_distance(judges(frames[2::5]), right, SIZE).nanmean().item()
+    akd[mode] = protocols.keypoint_distance(assessors(frames[2::5]), right, SIZE).nanmean().item()
 print("AKD in pixels:", {mode: round(distance, 1) for mode, distance in akd.items()})
 assert akd["relative"] < akd["standard"] < akd["the photo"] < akd["avd"]
 
@@ -387,9 +389,9 @@ assert akd["relative"] < akd["standard"] < akd["the photo"] < akd["avd"]
 # film *is* the true answer. Then *standard* has to be the same as "same person", number by number:
 
 # %%
-short = evaluate.cross_clip("short", people[1], people[0], speech[::6], speech[:1], SIZE)
-nobody_else = evaluate.CrossClip(driving=short.truth.frames, truth=short.truth, landmarks=short.landmarks)
-tested = evaluate.evaluate_transfer(model, [nobody_else]).rows
+short = benchmark.cross_clip("short", people[1], people[0], speech[::6], speech[:1], SIZE)
+nobody_else = benchmark.CrossClip(driving=short.truth.frames, truth=short.truth, landmarks=short.landmarks)
+tested = protocols.evaluate_transfer(model, [nobody_else]).rows
 assert all(abs(value - tested["same person"][name]) < 1e-4 for name, value in tested["standard"].items())
 assert tested["standard"]["landmarks (px)"] < tested["copy"]["landmarks (px)"]
 
@@ -399,8 +401,8 @@ assert tested["standard"]["landmarks (px)"] < tested["copy"]["landmarks (px)"]
 # %%
 scores = {}
 for name in ("aligned", "plain"):
-    clips = evaluate.cross_clips(f"cross-{name}", SIZE, count=3)
-    scores[name] = evaluate.evaluate_transfer(model, clips, network).rows
+    clips = benchmark.cross_clips(f"cross-{name}", SIZE, count=3)
+    scores[name] = protocols.evaluate_transfer(model, clips, network).rows
 
 # %%
 modes = ["copy", "standard", "relative", "relative, from the first frame", "avd", "same person"]
@@ -475,7 +477,7 @@ def landmark_error(start):
     begin, some = (transfer.take(driving, rows) for rows in (slice(start, start + 1), slice(2, None, 2)))
     with torch.no_grad():
         flow = model.move(source, transfer.relative(source.motion, some, begin)).flows[-1]
-    carried = evaluate.carry(flow, pair.landmarks[:1].expand(len(flow), -1, -1))
+    carried = protocols.invert_flow_at(flow, pair.landmarks[:1].expand(len(flow), -1, -1))
     return (carried - pair.landmarks[2::2]).norm(dim=-1).mean().item() * pixels
 
 
@@ -535,7 +537,7 @@ show.pictures({name: frames[[2, 7, 12, 17, 22]] for name, frames in rows.items()
 # ## Read next
 #
 # The code of this notebook: [`minimodel/transfer.py`](../minimodel/transfer.py),
-# `evaluate_transfer` in [`minimodel/evaluate.py`](../minimodel/evaluate.py), `train_avd` in
-# [`minimodel/train_others.py`](../minimodel/train_others.py). On your own photo:
+# `evaluate_transfer` in [`minimodel/evaluation/protocols.py`](../minimodel/evaluation/protocols.py), `train_avd` in
+# [`minimodel/training/`](../minimodel/training/). On your own photo:
 # `minimodel animate --mode relative --source me.jpg --driving somebody.mp4`. Next:
 # [11 · Train a full model](11_train_a_full_model.ipynb).

@@ -29,31 +29,19 @@ import matplotlib.pyplot as plt
 import torch
 from ipywidgets import IntSlider
 
-from minimodel import losses, metrics, show
-from minimodel.animate import render_frames
+from minimodel import losses, show
+from minimodel.commands.animate import render_frames
+from minimodel.config import PRESETS, PRIORS, SYSTEMS, HourglassSizes, ModelConfig, ResNetSizes, TokenSizes
 from minimodel.data import synthetic
-from minimodel.evaluate import TestClip, Truth, evaluate, load_evaluation, strip
+from minimodel.evaluation import metrics
+from minimodel.evaluation.benchmark import EvaluationClip, Truth, load_evaluation
+from minimodel.evaluation.protocols import evaluate, strip
 from minimodel.features import load_features
-from minimodel.model import (
-    PRESETS,
-    PRIORS,
-    SYSTEMS,
-    AffinePrior,
-    AnimationModel,
-    Config,
-    HourglassSizes,
-    LandmarkPrior,
-    Motion,
-    NoPrior,
-    Output,
-    ResNetSizes,
-    SourceState,
-    SplinePrior,
-    Stages,
-    TokenSizes,
-)
+from minimodel.model import AnimationModel
+from minimodel.motion import Motion, Output, SourceState, Stages
+from minimodel.priors import AffinePrior, LandmarkPrior, NoPrior, SplinePrior
 from minimodel.tps import random_transforms
-from minimodel.train import TrainConfig, train
+from minimodel.training.loop import TrainConfig, train
 
 MINUTES = float(os.environ.get("MINIMODEL_MINUTES", 5))  # of training; more is better, 60 is good
 SIZE = PRESETS["tiny"].image_size
@@ -112,14 +100,14 @@ for prior in (AffinePrior, SplinePrior, LandmarkPrior, NoPrior):
     print(f"{', '.join(names):14} {prior.__name__:13} {prior.__doc__.splitlines()[0]}")
 
 # %% [markdown]
-# All sizes are in one `Config`, which is saved with the weights. A preset is a `Config`; its defaults are the papers', where
+# All sizes are in one `ModelConfig`, which is saved with the weights. A preset is a `ModelConfig`; its defaults are the papers', where
 # papers give them (`background`, the branches that move by landmarks and the convolutions before the tokens are ours). Any
 # of them can be changed by name, here the U-Net's channels:
 
 # %%
 for kind in (HourglassSizes, ResNetSizes, TokenSizes):
     print(kind.__name__, [name for name, value in vars(PRESETS["tiny"]).items() if isinstance(value, kind)])
-print("U-Net of tiny:", PRESETS["tiny"].unet, " of the paper:", Config().unet)
+print("U-Net of tiny:", PRESETS["tiny"].unet, " of the paper:", ModelConfig().unet)
 slim = AnimationModel.from_preset("tiny", unet=HourglassSizes(base=16, levels=3, maximum=64))
 assert slim.config.unet.base == 16 and slim.config.detector == PRESETS["tiny"].detector
 
@@ -189,7 +177,7 @@ assert after > before + 3
 show.pictures({"": torch.cat([S[:1], *(i[:1] for i in shown.values()), D[:1]])}, columns=["S", *map(str, shown), "D"])
 
 # %% [markdown]
-# (The numbers are steps.) The loop works. `minimodel.train.train` is the same loop, plus what a real run needs:
+# (The numbers are steps.) The loop works. `minimodel.training.loop.train` is the same loop, plus what a real run needs:
 # thousands of pairs, a moving average of the weights, checkpoints that a power cut can't damage, several GPUs. It also asks
 # the picture as the generator made it, before the last gate mixed the warped source in (`Output.painted`, notebook 8), to
 # look like $D$, or the generator would hardly learn where that gate is open. And one thing to save time: two steps of three
@@ -279,7 +267,7 @@ print(tiny.config.prior)
 # do better, by painting, or by fetching something likelier: notebook 8.)
 
 # %%
-for kind in (TestClip, Truth):
+for kind in (EvaluationClip, Truth):
     print(f"a {kind.__name__} holds", ", ".join(field.name for field in fields(kind)))
 known = clips[0].truth
 print(f"{known.visible.float().mean():.0%} of the first clip's pixels are visible in its source")
@@ -359,7 +347,7 @@ show.pictures({"driving": video[::3], **{f"person {n}": m[::3] for n, m in zip((
 # lips are stretched where it should be painted. And the proportions of the driving face come along, because the points of
 # one face are put onto another as they are.
 #
-# ## The papers' tables, on the embedded faces
+# ## The papers' tables, on the rendered faces
 #
 # `minimodel ablate TABLE` trains the rows of a paper's table one after the other, each on the same pairs, and measures them on
 # the benchmark: twenty people of whom no model has seen anything, drawn once with a fixed seed. The paper's numbers stand
@@ -622,5 +610,5 @@ for name, row, before in zip(("L1", "PSNR", "flow, face"), gains, coarse_only.me
 #
 # </details>
 #
-# **Read next:** [`minimodel/train.py`](../minimodel/train.py) and [`minimodel/evaluate.py`](../minimodel/evaluate.py),
+# **Read next:** [`minimodel/training/loop.py`](../minimodel/training/loop.py) and [`minimodel/evaluation/protocols.py`](../minimodel/evaluation/protocols.py),
 # then the papers.

@@ -15,13 +15,14 @@ import psutil
 import pytest
 import torch
 
-from minimodel import ablate as module
 from minimodel.__main__ import main
-from minimodel.ablate import TABLES, AblateConfig, ablate, settings
+from minimodel.config import PRESETS
 from minimodel.data import synthetic
-from minimodel.evaluate import synthetic_clip
-from minimodel.model import PRESETS, AnimationModel
-from minimodel.train import TrainingStopped, train
+from minimodel.evaluation.benchmark import synthetic_clip
+from minimodel.model import AnimationModel
+from minimodel.training import ablation, loop
+from minimodel.training.ablation import TABLES, AblateConfig, ablate, settings
+from minimodel.training.loop import TrainingStopped, train
 from tests.test_train import SIZES
 
 ROOT = Path(__file__).parents[1]
@@ -41,8 +42,8 @@ def two_frames(name, size, most=None):
 
 
 def cut_down():
-    module.train, module.load_evaluation = small_train, two_frames
-    sys.modules["minimodel.train"].load_evaluation = two_frames
+    ablation.train, ablation.load_evaluation = small_train, two_frames
+    loop.load_evaluation = two_frames
 
 
 if __name__ in ("__main__", "__mp_main__"):
@@ -51,9 +52,9 @@ if __name__ in ("__main__", "__mp_main__"):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(module, "train", small_train)
-    monkeypatch.setattr(module, "load_evaluation", two_frames)
-    monkeypatch.setattr(sys.modules["minimodel.train"], "load_evaluation", two_frames)
+    monkeypatch.setattr(ablation, "train", small_train)
+    monkeypatch.setattr(ablation, "load_evaluation", two_frames)
+    monkeypatch.setattr(loop, "load_evaluation", two_frames)
 
 
 def trained(folder):
@@ -119,7 +120,7 @@ def test_iterations_end_at_the_same_share_of_the_picture_as_in_the_paper(preset)
 
 @pytest.mark.parametrize("table, row", [("mrfa-6", "to-eighth"), ("tpsm-4", "masks"), ("s2d-4", "no-local")])
 def test_what_a_row_changes_reaches_its_training(tmp_path, small, table, row):
-    assert module.train_row(AblateConfig(table, pairs=8, output=tmp_path), row, 0) is None
+    assert ablation.train_row(AblateConfig(table, pairs=8, output=tmp_path), row, 0) is None
     folder = tmp_path / row / "seed-0"
     done = json.loads((folder / "config.json").read_text())
     (first,) = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if '"train"' in line)
@@ -140,7 +141,7 @@ def test_a_run_that_is_done_is_not_trained_again(tmp_path, small, monkeypatch, c
     assert "npmr, seed 0 (2 of 2)" in capsys.readouterr().out  # what is asked for twice is trained once
     done = trained(tmp_path)
     assert done == {"affine/seed-0": [1, 2], "npmr/seed-0": [1, 2]}
-    monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(ablation, "train", lambda *_, **__: pytest.fail("trained again"))
     capsys.readouterr()
     assert main(command(tmp_path, "--pairs", "16")) == 0
     assert "| FOMM | 1 | 0." in capsys.readouterr().out
@@ -196,7 +197,7 @@ def test_a_row_that_stops_leaves_the_others_alone(tmp_path, small, monkeypatch, 
             raise TrainingStopped("loss is not finite in step 7")
         return small_train(config, **sizes)
 
-    monkeypatch.setattr(module, "train", stop)
+    monkeypatch.setattr(ablation, "train", stop)
     assert main(command(tmp_path, "--pairs", "8")) == 2
     out, err = capsys.readouterr()
     assert err.endswith("minimodel: affine with seed 0: loss is not finite in step 7\n")
@@ -256,7 +257,7 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path, small, capsys, changed):
 def test_seeds_are_those_of_the_table_unless_given(tmp_path, monkeypatch):
     def taken(table, **options):
         runs = []
-        monkeypatch.setattr(module, "train_row", lambda config, row, seed: runs.append((row, seed)))
+        monkeypatch.setattr(ablation, "train_row", lambda config, row, seed: runs.append((row, seed)))
         ablate(AblateConfig(table, output=tmp_path / f"{table}{len(options)}", **options))
         return runs
 

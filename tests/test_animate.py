@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from minimodel import transfer
-from minimodel.animate import AnimateConfig, animate, find_start, render_frames
+from minimodel.commands.animate import AnimateConfig, animate, find_start, render_frames
 from minimodel.data import synthetic
-from minimodel.data.video import Clip, VideoWriter, fit, read_image, read_landmarks
+from minimodel.data.framing import center_crop_resize, landmarks_file
+from minimodel.data.video import Clip, read_image, read_landmarks
+from minimodel.data.writer import VideoWriter
 from minimodel.model import AnimationModel
-from minimodel.prepare import landmarks_file
 from minimodel.transfer import AvdNetwork
 from minimodel.warping import to_pixels
 from tests.test_video import film, with_sound
@@ -207,7 +208,7 @@ def test_the_start_is_the_most_similar_frame_or_the_given_one(setup, tmp_path, c
         (dict(output="out.avi"), "must end in .mp4 or .gif"),
         (dict(output="photo.png/out.mp4"), "can't be written"),
         (dict(mode="best"), "unknown mode 'best': there are standard, relative, avd"),
-        (dict(mode="avd"), "avd-model.safetensors, which isn't there: it is made by `minimodel avd --weights"),
+        (dict(mode="avd"), "avd-model.safetensors, which isn't there: it is made by `minimodel train-avd --weights"),
         (dict(mode="avd", start_frame=0), "--start-frame is for mode relative; the mode is avd"),
         (dict(start_frame=0), "--start-frame is for mode relative; the mode is standard"),
         (dict(mode="relative", start_frame=11), "start frame 11: the driving video has no such frame"),
@@ -235,8 +236,8 @@ def test_the_film_shows_what_was_rendered(tmp_path):
         for number in range(3):
             film.write(torch.full((3, 64, 64), 0.2 + 0.2 * number))
     paths = [tmp_path / name for name in ("photo.png", "d.mp4", "o.mp4")]
-    source = fit(read_image(paths[0])[None], 64)
-    frames = [fit(frame[None] / 255, 64)[0] for _, frame in Clip(paths[1]).decode()]
+    source = center_crop_resize(read_image(paths[0])[None], 64)
+    frames = [center_crop_resize(frame[None] / 255, 64)[0] for _, frame in Clip(paths[1]).decode()]
     made = [m.clone() for _, m in render_frames(model, source, frames)]
 
     def small(path):

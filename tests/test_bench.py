@@ -4,9 +4,20 @@ import pytest
 import torch
 from torch import nn
 
-from minimodel import bench as module
-from minimodel.bench import BenchConfig, bench, convolution_speed, measure, multiply_adds, shares, stages, timed
+from minimodel.commands.bench import (
+    BenchConfig,
+    bench,
+    convolution_speed,
+    measure,
+    multiply_adds,
+    random_landmarks,
+    shares,
+    stages,
+    time_training,
+    timed,
+)
 from minimodel.model import AnimationModel
+from minimodel.training.objective import TrainingStep
 
 
 def test_multiply_adds_of_what_is_known():
@@ -29,7 +40,7 @@ def test_the_speed_of_convolutions_is_their_work_over_the_best_time(monkeypatch)
     assert convolution_speed(torch.device("cpu")) > 1e8
     # By a clock that runs one second, then two, then three ... between looks.
     ticks = iter(range(100))
-    monkeypatch.setattr(module, "now", lambda: (lambda n: n * (n + 1) / 2)(next(ticks)))
+    monkeypatch.setattr("minimodel.commands.bench.now", lambda: (lambda n: n * (n + 1) / 2)(next(ticks)))
     assert convolution_speed(torch.device("cpu")) == pytest.approx(4 * 128 * 64 * 64 * 128 * 9)
 
 
@@ -48,7 +59,7 @@ def test_the_bench_runs_and_its_stages_do_not_overlap(system, prior, capsys):
     model = AnimationModel.from_preset("tiny", system=system, prior=prior).eval()
     image = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
-        points = module.random_landmarks(1, image.device)
+        points = random_landmarks(1, image.device)
         told = dict(source_landmarks=points, driving_landmarks=points) if system == "s2d" else {}
         total, spent = measure(model, lambda: model(image, image, **told), 3)
     expected = {"generator"} | (set() if system == "s2d" else {"keypoints", "source features"})
@@ -64,15 +75,15 @@ def test_a_timed_step_moves_what_training_moves(system, monkeypatch):
     """Also the discriminator, which isn't a part of the model; not the features."""
     steps = []
 
-    class Step(module.TrainingStep):
+    class Step(TrainingStep):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             steps.append((self, {name: value.clone() for name, value in self.named_parameters()}))
 
-    monkeypatch.setattr(module, "TrainingStep", Step)
+    monkeypatch.setattr("minimodel.commands.bench.TrainingStep", Step)
     torch.manual_seed(0)
     model = AnimationModel.from_preset("tiny", system=system)
-    assert module.time_training(model, *torch.rand(2, 2, 3, 64, 64), 1) > 0
+    assert time_training(model, *torch.rand(2, 2, 3, 64, 64), 1) > 0
     ((step, before),) = steps
     moved = {name.split(".")[0] for name, value in step.named_parameters() if not torch.equal(value, before[name])}
     assert moved == {"model"} | ({"discriminator"} if system == "s2d" else set())

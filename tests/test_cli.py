@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from minimodel import __main__ as commands
 from minimodel.__main__ import main
-from minimodel.data.video import Clip, VideoWriter
+from minimodel.data.video import Clip
+from minimodel.data.writer import VideoWriter
 from minimodel.landmarks import LandmarkDetector
 from minimodel.model import AnimationModel
 
@@ -91,7 +92,7 @@ TRAIN = dict(output="out", data="clips", steps="1", batch="2")
 
 def words(command, usual, options):
     given = usual | options
-    first = {"landmarks": ["film"], "ablate": ["table"]}.get(command, [])
+    first = {"find-landmarks": ["film"], "ablate": ["table"]}.get(command, [])
     return [
         command,
         *map(given.pop, first),
@@ -123,9 +124,9 @@ CASES = [
     ("evaluate", EVALUATE, dict(size="-64"), "-64"),
     ("prepare", PREPARE, dict(videos=""), "--videos: none given"),
     ("prepare", PREPARE, dict(videos="clips/a.mp4 others/a.mp4"), "would have the same names; rename one of them"),
-    ("avd", AVD, dict(data=""), "--data: none given"),
+    ("train-avd", AVD, dict(data=""), "--data: none given"),
     ("ablate", ABLATE, dict(rows=""), "--rows: none given"),
-    ("avd", AVD, dict(weights="tiny-s2d"), "tiny-s2d: moves by landmarks"),
+    ("train-avd", AVD, dict(weights="tiny-s2d"), "tiny-s2d: moves by landmarks"),
     # animate
     ("animate", ANIMATE, dict(output="clips/a.mp4"), "clips/a.mp4: is what the film is to be made from"),
     ("animate", ANIMATE, dict(source="nobody.png"), "nobody.png: no such file"),
@@ -145,14 +146,14 @@ CASES = [
     ("animate", ANIMATE, dict(output="file/out.mp4"), "file/out.mp4: can't be written"),
     ("animate", ANIMATE, dict(output="/dev/full/out.mp4"), "/dev/full/out.mp4: can't be written"),
     ("animate", ANIMATE, dict(mode="x"), "unknown mode 'x': there are standard, relative, avd"),
-    ("animate", ANIMATE, dict(mode="avd"), "it is made by `minimodel avd --weights model.safetensors`"),
+    ("animate", ANIMATE, dict(mode="avd"), "it is made by `minimodel train-avd --weights model.safetensors`"),
     ("animate", ANIMATE, {"start-frame": "1"}, "--start-frame is for mode relative"),
     ("animate", ANIMATE, {"mode": "relative", "start-frame": "4"}, "start frame 4: the driving video has no such"),
     # avd
-    ("avd", AVD, dict(weights="huge"), "weights 'huge': no such file, and shipped are only ['tiny'"),
-    ("avd", AVD, dict(weights="pickle.pt"), "pickle.pt: not a whole safetensors file"),
-    ("avd", AVD, dict(data="missing"), "missing: no such"),
-    ("avd", AVD, dict(pairs="0"), "--pairs is 0: expected more than 0"),
+    ("train-avd", AVD, dict(weights="huge"), "weights 'huge': no such file, and shipped are only ['tiny'"),
+    ("train-avd", AVD, dict(weights="pickle.pt"), "pickle.pt: not a whole safetensors file"),
+    ("train-avd", AVD, dict(data="missing"), "missing: no such"),
+    ("train-avd", AVD, dict(pairs="0"), "--pairs is 0: expected more than 0"),
     # evaluate
     ("evaluate", EVALUATE, dict(data="missing"), "missing: no such"),
     ("evaluate", EVALUATE, dict(data="file"), "file: expected a"),
@@ -175,18 +176,18 @@ CASES = [
     ("evaluate", EVALUATE, dict(inception="pickle.pt"), "pickle.pt: not a file with Inception's weights"),
     ("evaluate", EVALUATE, dict(lpips="foreign.pth"), "foreign.pth: not a file with AlexNet's or VGG-16's"),
     # features
-    ("features", FEATURES, dict(minutes="0"), "--minutes is 0.0: expected more than 0"),
-    ("features", FEATURES, dict(minutes="inf"), "--minutes is inf: expected more than 0, and finite"),
+    ("train-features", FEATURES, dict(minutes="0"), "--minutes is 0.0: expected more than 0"),
+    ("train-features", FEATURES, dict(minutes="inf"), "--minutes is inf: expected more than 0, and finite"),
     ("synthesize", SYNTHESIZE, dict(seconds="inf"), "seconds is inf"),
     ("prepare", PREPARE, dict(seconds="inf", box="0 0 64"), "seconds is inf"),
-    ("features", FEATURES, dict(output="clips"), "clips: is a directory"),
-    ("features", FEATURES, dict(output="file/out"), "file/out: can't be written"),
+    ("train-features", FEATURES, dict(output="clips"), "clips: is a directory"),
+    ("train-features", FEATURES, dict(output="file/out"), "file/out: can't be written"),
     # judges
-    ("judges", JUDGES, dict(steps="0"), "--steps is 0: expected more than 0"),
-    ("judges", JUDGES, dict(minutes="-1"), "--minutes is -1.0: expected more than 0"),
-    ("judges", JUDGES, dict(batch="1"), "--batch is 1: expected at least 2"),
-    ("judges", JUDGES, dict(output="clips"), "clips: is a directory"),
-    ("judges", JUDGES, dict(output="file/out"), "file/out: can't be written"),
+    ("train-assessors", JUDGES, dict(steps="0"), "--steps is 0: expected more than 0"),
+    ("train-assessors", JUDGES, dict(minutes="-1"), "--minutes is -1.0: expected more than 0"),
+    ("train-assessors", JUDGES, dict(batch="1"), "--batch is 1: expected at least 2"),
+    ("train-assessors", JUDGES, dict(output="clips"), "clips: is a directory"),
+    ("train-assessors", JUDGES, dict(output="file/out"), "file/out: can't be written"),
     # prepare
     ("prepare", PREPARE, dict(videos="missing.mp4"), "missing.mp4: no such file or folder"),
     ("prepare", PREPARE, dict(videos="text.mp4"), "text.mp4: not a video"),
@@ -194,23 +195,33 @@ CASES = [
     ("prepare", PREPARE, dict(output="file"), "'file'"),
     ("prepare", PREPARE, dict(output="file/out"), "'file/out'"),
     # landmarks
-    ("landmarks", LANDMARKS, dict(film="missing.mp4"), "missing.mp4: no such file"),
-    ("landmarks", LANDMARKS, dict(film="text.mp4"), "text.mp4: not a video"),
-    ("landmarks", LANDMARKS, dict(film="nothing"), "nothing: a folder without .png frames"),
-    ("landmarks", LANDMARKS, {}, "clips/a.mp4: no face found; --box says where it is"),
-    ("landmarks", LANDMARKS, dict(weights="pickle.pt"), "pickle.pt: not a whole safetensors file"),
-    ("landmarks", LANDMARKS, dict(weights="model.safetensors"), "holds weights of kind 'animation', expected 'landm"),
-    ("landmarks", LANDMARKS, dict(weights="huge"), "weights 'huge': no such file, and shipped are only ['landmarks']"),
-    ("landmarks", LANDMARKS, dict(output="out.txt"), "out.txt: the name of the output must end in .npz"),
-    ("landmarks", LANDMARKS, dict(output="file/out.npz", box="0 0 64"), "file/out.npz: can't be written"),
+    ("find-landmarks", LANDMARKS, dict(film="missing.mp4"), "missing.mp4: no such file"),
+    ("find-landmarks", LANDMARKS, dict(film="text.mp4"), "text.mp4: not a video"),
+    ("find-landmarks", LANDMARKS, dict(film="nothing"), "nothing: a folder without .png frames"),
+    ("find-landmarks", LANDMARKS, {}, "clips/a.mp4: no face found; --box says where it is"),
+    ("find-landmarks", LANDMARKS, dict(weights="pickle.pt"), "pickle.pt: not a whole safetensors file"),
+    (
+        "find-landmarks",
+        LANDMARKS,
+        dict(weights="model.safetensors"),
+        "holds weights of kind 'animation', expected 'landm",
+    ),
+    (
+        "find-landmarks",
+        LANDMARKS,
+        dict(weights="huge"),
+        "weights 'huge': no such file, and shipped are only ['landmarks']",
+    ),
+    ("find-landmarks", LANDMARKS, dict(output="out.txt"), "out.txt: the name of the output must end in .npz"),
+    ("find-landmarks", LANDMARKS, dict(output="file/out.npz", box="0 0 64"), "file/out.npz: can't be written"),
     # landmarks-train
-    ("landmarks-train", LANDMARKS_TRAIN, dict(steps="0"), "--steps is 0: expected more than 0"),
-    ("landmarks-train", LANDMARKS_TRAIN, dict(start="pickle.pt"), "pickle.pt: not a whole safetensors file"),
-    ("landmarks-train", LANDMARKS_TRAIN, dict(start="huge"), "weights 'huge': no such file"),
-    ("landmarks-train", LANDMARKS_TRAIN, dict(video="missing"), "missing: no such"),
-    ("landmarks-train", LANDMARKS_TRAIN, dict(video="texts"), "texts/a.mp4: not a video"),
-    ("landmarks-train", LANDMARKS_TRAIN, dict(output="clips"), "clips: is a directory"),
-    ("landmarks-train", LANDMARKS_TRAIN, dict(output="file/out"), "file/out: can't be written"),
+    ("train-landmarks", LANDMARKS_TRAIN, dict(steps="0"), "--steps is 0: expected more than 0"),
+    ("train-landmarks", LANDMARKS_TRAIN, dict(start="pickle.pt"), "pickle.pt: not a whole safetensors file"),
+    ("train-landmarks", LANDMARKS_TRAIN, dict(start="huge"), "weights 'huge': no such file"),
+    ("train-landmarks", LANDMARKS_TRAIN, dict(video="missing"), "missing: no such"),
+    ("train-landmarks", LANDMARKS_TRAIN, dict(video="texts"), "texts/a.mp4: not a video"),
+    ("train-landmarks", LANDMARKS_TRAIN, dict(output="clips"), "clips: is a directory"),
+    ("train-landmarks", LANDMARKS_TRAIN, dict(output="file/out"), "file/out: can't be written"),
     # synthesize
     ("synthesize", SYNTHESIZE, dict(output="file"), "'file'"),
     ("synthesize", SYNTHESIZE, dict(output="file/out"), "'file/out'"),
@@ -327,7 +338,7 @@ def test_sizes_that_films_cannot_have(place, capsys, options, message):
     assert message in line
 
 
-NEWER = [("evaluate", "model", "invented_later", 1), ("landmarks", "detector", "invented_later", 1)]
+NEWER = [("evaluate", "model", "invented_later", 1), ("find-landmarks", "detector", "invented_later", 1)]
 NEWER += [("evaluate", "model", "prior", "invented-later"), ("evaluate", "model", "generator", "invented-later")]
 
 
@@ -338,7 +349,7 @@ def test_weights_of_another_version_are_named(place, capsys, command, name, fiel
         metadata = weights.metadata()
     config = json.loads(metadata["config"]) | {field: value}
     save_file(load_file(path), path, metadata | dict(config=json.dumps(config)))
-    assert main(words(command, dict(evaluate=EVALUATE, landmarks=LANDMARKS)[command], {})) == 2
+    assert main(words(command, {"evaluate": EVALUATE, "find-landmarks": LANDMARKS}[command], {})) == 2
     (line,) = complaints(capsys.readouterr().err)
     assert f"{path}: weights of another version of minimodel" in line and re.search("invented.later", line)
 

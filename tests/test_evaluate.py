@@ -8,33 +8,33 @@ import pytest
 import torch
 from torch import nn
 
-from minimodel import evaluate as module
-from minimodel import metrics, tps, transfer
+from minimodel import tps, transfer
+from minimodel.commands.evaluate import EvaluateConfig, run
+from minimodel.config import PRESETS
 from minimodel.data import synthetic
-from minimodel.data.video import Clip, VideoWriter, fit
-from minimodel.evaluate import (
-    EvaluateConfig,
-    Scores,
-    TestClip,
+from minimodel.data.framing import center_crop_resize
+from minimodel.data.video import Clip
+from minimodel.data.writer import VideoWriter
+from minimodel.evaluation import benchmark as module
+from minimodel.evaluation import metrics
+from minimodel.evaluation.assessors import load_assessors
+from minimodel.evaluation.benchmark import (
+    EvaluationClip,
     around,
     benchmark,
-    carry,
     cross_clips,
-    evaluate,
-    evaluate_transfer,
     load_evaluation,
-    run,
-    strip,
     synthetic_clip,
 )
+from minimodel.evaluation.protocols import Scores, evaluate, evaluate_transfer, invert_flow_at, strip
 from minimodel.features import load_features
-from minimodel.judges import load_judges
 from minimodel.landmarks import LandmarkDetector
-from minimodel.model import PRESETS, AnimationModel, Motion
+from minimodel.model import AnimationModel
+from minimodel.motion import Motion
 from minimodel.transfer import AvdNetwork
 from minimodel.warping import identity_grid, warp
 
-TestClip.__test__ = False  # no test, whatever its name
+EvaluationClip.__test__ = False  # no test, whatever its name
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,9 @@ def test_the_benchmark_is_frozen(clips, monkeypatch):
     assert len(clips) == 20 and all(clip.frames.shape == (25, 3, 64, 64) for clip in clips)
     assert [clip.name for clip in clips] == [f"{number:02d}" for number in range(20)]
     drawn = []
-    monkeypatch.setattr(module, "synthetic_clip", lambda name, faces, size: drawn.append(faces) or clips[0])
+    monkeypatch.setattr(
+        "minimodel.evaluation.benchmark.synthetic_clip", lambda name, faces, size: drawn.append(faces) or clips[0]
+    )
     benchmark(64)
     sums = {
         "skin": sum(float(faces.identity.skin[0].sum()) for faces in drawn),
@@ -286,23 +288,25 @@ def test_a_model_that_guesses_is_measured_as_such(few, features):
 
 
 @pytest.fixture(scope="module")
-def judges():
-    return load_judges()
+def assessors():
+    return load_assessors()
 
 
 @torch.no_grad()
-def test_judges_compare_what_was_made_with_what_was_wanted(few, features, judges):
+def test_judges_compare_what_was_made_with_what_was_wanted(few, features, assessors):
     clip, counted = few[0], []
     distance = lambda made, wanted: counted.append(len(made)) or metrics.l1(made, wanted)  # noqa: E731
-    rows = evaluate(Knowing([clip]), [clip], features, judges=judges, distances={"counted": distance}, batch=10).rows
+    rows = evaluate(
+        Knowing([clip]), [clip], features, assessors=assessors, distances={"counted": distance}, batch=10
+    ).rows
     plain = evaluate(Knowing([clip]), [clip], features).rows
     names = ["AKD (ours, px)", "MKR (ours)", "AED (ours)", "counted"]
     assert all(rows[line].keys() == plain[line].keys() | set(names) for line in rows)
     assert sum(counted) == 3 * 24 and rows["copy"]["counted"] == pytest.approx(rows["copy"]["L1"])
     # By hand, one picture at a time; what a film shows is moved, but shows the same person.
-    source, expected = judges(clip.frames[:1]), {name: [] for name in names[:3]}
+    source, expected = assessors(clip.frames[:1]), {name: [] for name in names[:3]}
     for frame in clip.frames[1:]:
-        wanted = judges(frame[None])
+        wanted = assessors(frame[None])
         both = (source.found & wanted.found)[0]
         expected[names[0]].append((source.points - wanted.points)[0, both].norm(dim=-1).mean() * 32)
         expected[names[1]].append(1 - both.sum() / wanted.found.sum())
@@ -374,8 +378,8 @@ def test_points_are_carried_to_where_an_affine_map_puts_them():
     flow = (torch.einsum("ij, jhw -> ihw", matrix, grid) + shift[:, None, None] - grid)[None]
     z = 1.4 * (torch.rand(1, 50, 2, generator=torch.Generator().manual_seed(0)) - 0.5)
     points = z @ matrix.T + shift  # the flow fetches z from here
-    assert torch.allclose(carry(flow, points), z, atol=1e-4)
-    assert torch.equal(carry(0 * flow, points[:, :0]), points[:, :0])
+    assert torch.allclose(invert_flow_at(flow, points), z, atol=1e-4)
+    assert torch.equal(invert_flow_at(0 * flow, points[:, :0]), points[:, :0])
 
 
 def test_true_flows_carry_true_landmarks(obeying, crossed):
@@ -442,7 +446,7 @@ def test_copying_misses_by_what_moves(obeying, crossed):
         row = evaluate_transfer(obeying, clips[:1]).rows["copy"]
         clip, expected = clips[0], []
         for flow, landmarks in zip(clip.truth.truth.flow, clip.landmarks[1:]):
-            shown = (carry(flow[None], clip.landmarks[:1])[0] - landmarks).norm(dim=-1) < 1 / 32
+            shown = (invert_flow_at(flow[None], clip.landmarks[:1])[0] - landmarks).norm(dim=-1) < 1 / 32
             assert 0.5 < shown.float().mean() <= 1
             expected.append((clip.landmarks[0] - landmarks)[shown].norm(dim=-1).mean() * 32)
         assert row["landmarks (px)"] == pytest.approx(float(sum(expected) / 10), rel=1e-3)
@@ -463,16 +467,16 @@ def test_a_network_adds_its_line(obeying, crossed):
 
 
 @torch.no_grad()
-def test_judges_compare_the_transfer_with_the_film_and_with_the_truth(obeying, crossed, judges):
+def test_judges_compare_the_transfer_with_the_film_and_with_the_truth(obeying, crossed, assessors):
     clips = crossed["cross-plain"]
-    rows = evaluate_transfer(obeying, clips, judges=judges).rows
+    rows = evaluate_transfer(obeying, clips, assessors=assessors).rows
     names = {"ARD (ours, degrees)", "AUH (ours)", "AED (ours)", "FID (ours)"}
     assert all(names <= row.keys() for row in rows.values())
     assert not any(names & row.keys() for row in evaluate_transfer(obeying, clips[:1]).rows.values())
     # The line that copies, by hand.
     expected = {name: [] for name in names}
     for clip in clips:
-        source, film, truth = (judges(x) for x in (clip.truth.frames[:1], clip.driving[1:], clip.truth.frames[1:]))
+        source, film, truth = (assessors(x) for x in (clip.truth.frames[:1], clip.driving[1:], clip.truth.frames[1:]))
         expected["ARD (ours, degrees)"].append((source.rotation - film.rotation).abs().mean())
         expected["AUH (ours)"].append((source.units != film.units).float().mean())
         expected["AED (ours)"].append((source.embedding - truth.embedding).norm(dim=1).mean())
@@ -500,7 +504,7 @@ def test_the_command_measures_transfer(tmp_path, capsys, monkeypatch, crossed, w
     model.save(tmp_path / "model.safetensors")
     if with_network:
         AvdNetwork(10, with_affine=True).save(tmp_path / "avd-model.safetensors", model=model)
-    monkeypatch.setattr(module, "cross_clips", lambda name, size: crossed[name][:1])
+    monkeypatch.setattr("minimodel.commands.evaluate.cross_clips", lambda name, size: crossed[name][:1])
     scores = run(EvaluateConfig(str(tmp_path / "model.safetensors"), ("cross-aligned",)))["cross-aligned"]
     printed = capsys.readouterr().out
     assert "on cross-aligned: 1 clips, 10 frames of 64 x 64" in printed and scores.table() in printed
@@ -582,13 +586,13 @@ def test_a_model_that_moves_by_landmarks_is_given_the_clips(features):
     assert torch.equal(seen[0][0], clip.landmarks[:1]) and torch.equal(seen[0][1], clip.landmarks[2:3])
     # A film has none, and then a detector has to find them.
     with pytest.raises(ValueError, match="no detector"):
-        evaluate(model, [TestClip("film", clip.frames)], features)
+        evaluate(model, [EvaluationClip("film", clip.frames)], features)
 
 
 def test_a_detector_can_be_asked_for_the_landmarks_of_embedded_faces(tmp_path, monkeypatch):
     faces = synthetic.Faces(synthetic.sample_identities(1, 0), synthetic.sample_states(4, 0))
     clip = synthetic_clip("a", faces, 64)
-    monkeypatch.setattr(module, "load_evaluation", lambda name, size: [clip])
+    monkeypatch.setattr("minimodel.commands.evaluate.load_evaluation", lambda name, size: [clip])
     torch.manual_seed(0)
     AnimationModel.from_preset("tiny", system="s2d").save(tmp_path / "model.safetensors")
     seen = []
@@ -612,10 +616,12 @@ def test_networks_that_are_asked_for_are_measured(tmp_path, monkeypatch):
             return image.mean((2, 3))
 
     pairs = cross_clips("cross-aligned", 64, count=1)
-    monkeypatch.setattr(module, "load_lpips", lambda name: (name, Colours(), [torch.ones(3)]))
-    monkeypatch.setattr(module, "load_inception", lambda name: Means())
-    monkeypatch.setattr(module, "cross_clips", lambda name, size: pairs)
-    monkeypatch.setattr(module, "load_evaluation", lambda name, size: [TestClip("film", pairs[0].driving[:3])])
+    monkeypatch.setattr("minimodel.commands.evaluate.load_lpips", lambda name: (name, Colours(), [torch.ones(3)]))
+    monkeypatch.setattr("minimodel.commands.evaluate.load_inception", lambda name: Means())
+    monkeypatch.setattr("minimodel.commands.evaluate.cross_clips", lambda name, size: pairs)
+    monkeypatch.setattr(
+        "minimodel.commands.evaluate.load_evaluation", lambda name, size: [EvaluationClip("film", pairs[0].driving[:3])]
+    )
     torch.manual_seed(0)
     AnimationModel.from_preset("tiny").save(tmp_path / "m.safetensors")
     asked = dict(lpips="vgg", inception="inception", output=tmp_path / "scores.json")
@@ -636,6 +642,6 @@ def test_shipped_models_rebuild_a_film_as_well_as_they_did(name):
     if model.config.prior == "landmarks":
         model.prior.use_detector(LandmarkDetector.load())
     film = [frame for _, frame in Clip(SAMPLES / "ada.mp4").decode()]
-    frames = torch.stack([fit(frame[None] / 255, 64)[0] for frame in film[::15]])
-    rows = evaluate(model, [TestClip("ada", frames)], load_features()).rows
+    frames = torch.stack([center_crop_resize(frame[None] / 255, 64)[0] for frame in film[::15]])
+    rows = evaluate(model, [EvaluationClip("ada", frames)], load_features()).rows
     assert rows["model"]["PSNR"] > LEAST[name] and rows["copy"]["PSNR"] < 20

@@ -9,19 +9,11 @@ import torch
 import torch.nn.functional as F
 from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
-from minimodel import metrics
 from minimodel.data import synthetic
-from minimodel.features import (
-    VGG16,
-    VGG19,
-    AlexNet,
-    FaceFeatures,
-    FaceTasks,
-    load_features,
-    load_inception,
-    load_lpips,
-)
-from minimodel.inception import Inception
+from minimodel.evaluation import metrics
+from minimodel.evaluation.inception import Inception, load_inception
+from minimodel.evaluation.lpips import VGG16, AlexNet, load_lpips
+from minimodel.features import VGG19, FaceFeatures, FaceTasks, load_features
 
 
 @pytest.fixture(scope="module")

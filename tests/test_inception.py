@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minimodel.inception import Inception
+from minimodel.evaluation.inception import Inception
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,7 @@ import math
 import pytest
 import torch
 
-from minimodel.keypoints import (
-    KeypointDetector,
-    SplineDetector,
-    gaussian_heatmaps,
-    soft_argmax,
-)
+from minimodel.keypoints import KeypointDetector, SplineDetector, gaussian_heatmaps, soft_argmax
 from minimodel.warping import identity_grid
 
 

@@ -13,9 +13,9 @@ from minimodel.landmark_motion import (
     MotionBranch,
     adain,
     centres,
+    combine_local_flows,
     crop,
     in_box,
-    put_together,
 )
 from minimodel.warping import identity_grid, warp
 
@@ -106,7 +106,7 @@ def test_a_local_translation_is_that_translation_in_the_picture(source, driving)
     """f_i = t everywhere and m_i = 1: in box i the flow is s t + c_S - c_D, elsewhere it is the global one."""
     source, driving = boxes(source), boxes(driving)
     says = draw(1, 3, 2, seed=4, dtype=torch.float64)
-    flow, *_ = put_together(
+    flow, *_ = combine_local_flows(
         torch.full((1, 2, 20, 32), 0.125, dtype=torch.float64),
         says[..., None, None].expand(-1, -1, -1, 5, 8),
         torch.ones(1, 3, 5, 8, dtype=torch.float64),
@@ -133,7 +133,9 @@ def test_a_local_map_is_the_same_map_in_the_picture():
     box = identity_grid(16, 16, dtype=torch.float64)
     says = torch.einsum("ij,jhw->ihw", turn, box) - box
     mask = torch.ones(1, 1, 16, 16, dtype=torch.float64)
-    flow, *_ = put_together(torch.zeros(1, 2, 64, 64, dtype=torch.float64), says[None, None], mask, source, driving)
+    flow, *_ = combine_local_flows(
+        torch.zeros(1, 2, 64, 64, dtype=torch.float64), says[None, None], mask, source, driving
+    )
     grid = identity_grid(64, 64, dtype=torch.float64)
     offset = grid - driving[0, 0].view(2, 1, 1)
     expected = source[0, 0].view(2, 1, 1) + torch.einsum("ij,jhw->ihw", turn, offset) - grid
@@ -147,7 +149,7 @@ def test_masks_mix_as_in_equation_3():
     mask = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(2))
     # On corners of pixels, so that pixels of box and picture are the same ones.
     where = torch.tensor([[[-0.5, -0.5], [0.5, -0.5], [0.0, 0.5]]]).expand(2, -1, -1)
-    flow, flows, masks = put_together(whole, local, mask, where, where)
+    flow, flows, masks = combine_local_flows(whole, local, mask, where, where)
     expected = whole.clone()
     for n, (x, y) in enumerate(((4, 4), (20, 4), (12, 20))):
         part = (slice(None), slice(None), slice(y, y + 8), slice(x, x + 8))
@@ -163,8 +165,8 @@ def test_the_order_of_overlapping_boxes_does_not_matter():
     mask = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(2))
     where = torch.tensor([[[-0.1, 0.0], [0.1, 0.05], [0.0, 0.2]]])
     order = [2, 0, 1]
-    flow = put_together(whole, local, mask, where, where)[0]
-    other = put_together(whole, local[:, order], mask[:, order], where[:, order], where[:, order])[0]
+    flow = combine_local_flows(whole, local, mask, where, where)[0]
+    other = combine_local_flows(whole, local[:, order], mask[:, order], where[:, order], where[:, order])[0]
     assert torch.allclose(flow, other, atol=1e-6)
 
 

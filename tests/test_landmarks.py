@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from minimodel import metrics
 from minimodel.data import synthetic
+from minimodel.evaluation import metrics
 from minimodel.keypoints import gaussian_heatmaps, soft_argmax
 from minimodel.landmarks import (
     CLOSE_UP,
@@ -35,7 +35,7 @@ from minimodel.landmarks import (
     track,
 )
 from minimodel.model import AnimationModel
-from minimodel.train_others import landmark_scores
+from minimodel.training.landmarks import landmark_scores
 from minimodel.warping import from_pixels, identity_grid, to_pixels
 
 SMALL = DetectorConfig(points=74, width=16, base=8, levels=2, maximum=16)

@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import peak_signal_noise_ratio as torchmetrics_psnr
 
-from minimodel import metrics
+from minimodel.evaluation import metrics
 
 
 def pictures(batch=3, height=24, width=40, seed=0):

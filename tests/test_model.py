@@ -8,11 +8,12 @@ import torch
 
 from minimodel import tps
 from minimodel.affine import part_flows, with_background
+from minimodel.config import GENERATORS, PRESETS, PRIORS, ModelConfig
 from minimodel.dense_motion import dropout_scales
 from minimodel.keypoints import KeypointDetector, SplineDetector
 from minimodel.landmarks import LandmarkDetector
 from minimodel.losses import background_mask_loss
-from minimodel.model import GENERATORS, PRESETS, PRIORS, AnimationModel, Config
+from minimodel.model import AnimationModel
 from minimodel.saving import WEIGHTS
 from minimodel.warping import warp
 
@@ -216,8 +217,8 @@ def test_weights_written_before_a_field_was_there_can_be_read():
     values = json.loads(PRESETS["tiny"].to_json())
     for name in ("inpainting", "spline_detector", "spline_points", "spline_heatmaps", "regularisation", "tokens"):
         del values[name]
-    read = Config.from_json(json.dumps(values))
-    assert read.unet == PRESETS["tiny"].unet and read.inpainting == Config().inpainting
+    read = ModelConfig.from_json(json.dumps(values))
+    assert read.unet == PRESETS["tiny"].unet and read.inpainting == ModelConfig().inpainting
 
 
 def test_sizes_of_the_presets():
@@ -290,7 +291,7 @@ def test_weights_survive_saving(tmp_path):
 
 def test_a_configuration_survives_json():
     for config in PRESETS.values():
-        assert Config.from_json(config.to_json()) == config
+        assert ModelConfig.from_json(config.to_json()) == config
 
 
 @pytest.mark.parametrize(

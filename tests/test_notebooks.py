@@ -52,10 +52,31 @@ def test_at_most_two_cells_depend_on_the_machine(path):
 # Modules that are there for the command line, and the renderer's inner parts, aren't what the course teaches.
 TAUGHT = (
     *("warping", "affine", "tps", "keypoints", "tokens", "landmarks", "landmark_motion", "dense_motion", "correlation"),
-    *("refinement", "generator", "losses", "features", "metrics", "judges", "transfer", "evaluate", "model", "show"),
+    *(
+        "refinement",
+        "generator",
+        "losses",
+        "features",
+        "motion",
+        "config",
+        "priors",
+        "model",
+        "show",
+        "evaluation/benchmark",
+        "evaluation/protocols",
+        "evaluation/inception",
+        "evaluation/lpips",
+        "evaluation/metrics",
+        "evaluation/assessors",
+        "transfer",
+    ),
 )
 # What notebooks use without saying its name.
-WITHOUT_A_CELL = {"evaluate": {"EvaluateConfig", "Scores"}}  # an option list, and what `evaluate` returns
+WITHOUT_A_CELL = {
+    "evaluation/protocols": {"Scores", "sample_flow"},  # what `evaluate` returns, and a step of `invert_flow_at`
+    "motion": {"StructureLookup"},  # the kind of thing that `Correlation` is
+    "tps": {"backward_spline"},  # a step of `part_flows`
+}
 
 
 def public_names(module):

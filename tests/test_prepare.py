@@ -5,23 +5,15 @@ import pytest
 import torch
 from skimage import data
 
+from minimodel.commands.find_landmarks import FindLandmarksConfig, landmarks
+from minimodel.commands.prepare import PrepareConfig, prepare
+from minimodel.commands.synthesize import SynthesizeConfig, synthesize
 from minimodel.data import synthetic
-from minimodel.data.video import Clip, VideoWriter, read_image
+from minimodel.data.framing import USUAL_CENTRE, USUAL_SPREAD, crop, find_landmarks, settle_box
+from minimodel.data.video import Clip, read_image
+from minimodel.data.writer import VideoWriter
 from minimodel.keypoints import gaussian_heatmaps, soft_argmax
 from minimodel.landmarks import LandmarkDetector
-from minimodel.prepare import (
-    USUAL_CENTRE,
-    USUAL_SPREAD,
-    LandmarksConfig,
-    PrepareConfig,
-    SynthesizeConfig,
-    crop,
-    find_landmarks,
-    landmarks,
-    prepare,
-    settle_box,
-    synthesize,
-)
 from minimodel.warping import warp
 
 SAMPLES = Path(__file__).parents[1] / "data_samples"
@@ -154,7 +146,7 @@ def dotted_film(path, count=6):
 
 
 def test_the_landmarks_of_a_film(tmp_path, red_and_green, capsys):
-    made = landmarks(LandmarksConfig(dotted_film(tmp_path / "a.mp4")))
+    made = landmarks(FindLandmarksConfig(dotted_film(tmp_path / "a.mp4")))
     assert made == tmp_path / "a.npz" and "a face in 6 of 6 frames" in capsys.readouterr().out
     with np.load(made) as file:
         assert file["landmarks"].dtype == np.float32 and file["landmarks"].shape == (6, 74, 2)
@@ -163,8 +155,8 @@ def test_the_landmarks_of_a_film(tmp_path, red_and_green, capsys):
         assert np.abs(file["landmarks"][:, [0, 73]] - wanted).max() < 0.5
     # Beside the film may lie the truth: it isn't overwritten unless it was named.
     with pytest.raises(ValueError, match=r"a\.npz: is there already; --output names another file"):
-        landmarks(LandmarksConfig(tmp_path / "a.mp4"))
-    landmarks(LandmarksConfig(tmp_path / "a.mp4", output=tmp_path / "a.npz", box=(20, 0, 200)))
+        landmarks(FindLandmarksConfig(tmp_path / "a.mp4"))
+    landmarks(FindLandmarksConfig(tmp_path / "a.mp4", output=tmp_path / "a.npz", box=(20, 0, 200)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a.npz"]
 
 
@@ -176,15 +168,15 @@ def test_landmarks_of_a_film_that_breaks_off_end_there(tmp_path, red_and_green):
     middle = (start + end) // 2
     data[middle:end] = bytes(end - middle)
     (tmp_path / "a.mp4").write_bytes(data)
-    with np.load(landmarks(LandmarksConfig(tmp_path / "a.mp4", box=(20, 0, 200)))) as file:
+    with np.load(landmarks(FindLandmarksConfig(tmp_path / "a.mp4", box=(20, 0, 200)))) as file:
         assert 5 < len(file["landmarks"]) < 60
 
 
 def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path, red_and_green, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("minimodel.prepare.find_landmarks", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("minimodel.commands.find_landmarks.find_landmarks", lambda *_: pytest.fail("too late"))
     with pytest.raises(ValueError, match=r"a\.npz: can't be written"):
-        landmarks(LandmarksConfig(dotted_film(tmp_path / "a.mp4"), output=tmp_path / "file" / "a.npz"))
+        landmarks(FindLandmarksConfig(dotted_film(tmp_path / "a.mp4"), output=tmp_path / "file" / "a.npz"))
 
 
 def test_a_film_without_a_face_is_named_and_nothing_is_written(tmp_path, red_and_green):
@@ -192,10 +184,10 @@ def test_a_film_without_a_face_is_named_and_nothing_is_written(tmp_path, red_and
         for _ in range(3):
             film.write(torch.full((3, 64, 48), 0.2))
     with pytest.raises(ValueError, match=r"a\.mp4: no face found; --box says where it is"):
-        landmarks(LandmarksConfig(tmp_path / "a.mp4"))
+        landmarks(FindLandmarksConfig(tmp_path / "a.mp4"))
     for options in (dict(output=tmp_path / "a.txt"), dict(box=(0, 0, 0))):
         with pytest.raises(ValueError, match=r"must end in .npz|box has a side of 0"):
-            landmarks(LandmarksConfig(tmp_path / "a.mp4", **options))
+            landmarks(FindLandmarksConfig(tmp_path / "a.mp4", **options))
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
@@ -211,7 +203,7 @@ def test_clips_can_be_prepared_with_their_landmarks(tmp_path, red_and_green):
         assert file["found"].all()
 
 
-# Embedded faces
+# Rendered faces
 
 
 def test_clips_of_embedded_faces_and_their_truth(tmp_path):
@@ -254,7 +246,7 @@ def test_a_seed_means_the_same_clips(tmp_path):
 
 
 def test_many_clips_have_numbers_for_names(tmp_path, monkeypatch):
-    monkeypatch.setattr("minimodel.prepare.NAMES", ("ada",))
+    monkeypatch.setattr("minimodel.commands.synthesize.NAMES", ("ada",))
     made = synthesize(SynthesizeConfig(tmp_path, clips=2, size=16, seconds=0.24))
     assert [path.name for path in made] == ["00000.mp4", "00001.mp4"]
 
@@ -281,7 +273,7 @@ def test_the_shortest_clip_has_one_frame_with_its_truth(tmp_path):
 
 
 def test_landmarks_of_a_sample_are_its_true_ones(tmp_path):
-    made = landmarks(LandmarksConfig(SAMPLES / "ada.mp4", output=tmp_path / "a.npz"))
+    made = landmarks(FindLandmarksConfig(SAMPLES / "ada.mp4", output=tmp_path / "a.npz"))
     with np.load(made) as found, np.load(SAMPLES / "ada.npz") as truth:
         error = np.linalg.norm(found["landmarks"] - truth["landmarks"], axis=-1)
         assert error.mean() < 1 and error.mean(1).max() < 1.6 and found["found"].all()

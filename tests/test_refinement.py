@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from minimodel.correlation import Correlation
-from minimodel.dense_motion import CoarseMotion
+from minimodel.motion import CoarseMotion
 from minimodel.refinement import FlowUpdater, MotionRefiner, UpdaterWidths
 from minimodel.warping import resize_flow, warp
 
@@ -45,8 +45,8 @@ def test_equation_7_sums_residuals_around_the_coarse_flow_resized_afresh():
             expected = resize_flow(start, size)
             for j in range(i + 1):  # dF_j, upsampled one scale at a time
                 residual = steps[j][which]
-                for between in SIZES[j + 1 : i + 1]:
-                    residual = resize_flow(residual, between)
+                for backward_spline in SIZES[j + 1 : i + 1]:
+                    residual = resize_flow(residual, backward_spline)
                 expected = expected + residual
             assert torch.allclose(made[i], expected, atol=1e-5)
 

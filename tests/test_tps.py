@@ -6,7 +6,7 @@ import torch
 from scipy.interpolate import RBFInterpolator
 from torch.autograd import gradcheck
 
-from minimodel.tps import Spline, background_flow, between, fit, kernel, part_flows, random_transforms
+from minimodel.tps import Spline, background_flow, backward_spline, fit, kernel, part_flows, random_transforms
 from minimodel.warping import identity_grid
 
 
@@ -209,7 +209,7 @@ def test_part_flows_lead_from_the_driving_points_back_to_the_source_points():
 def test_what_the_points_leave_open_does_not_move(kind):
     driving = points_of(kind)
     assert part_flows(driving, driving, (5, 5)).abs().max() < 1e-6
-    spline = between(driving + 0.1, driving)
+    spline = backward_spline(driving + 0.1, driving)
     assert (spline(driving) - driving - 0.1).abs().max() < 1e-9
     assert (spline.flow((5, 5)) - 0.1).abs().max() < 0.3  # fitted to the positions, all of the plane would collapse
 

@@ -25,17 +25,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minimodel import evaluate as evaluate_module
-from minimodel import losses
-from minimodel import train as module
-from minimodel.data import synthetic
-from minimodel.data.video import VideoWriter
+from minimodel import losses, memory
+from minimodel.config import PRESETS, HourglassSizes, ResNetSizes, TokenSizes
+from minimodel.data import pairs, synthetic
+from minimodel.data.pairs import PairStream
+from minimodel.data.writer import VideoWriter
+from minimodel.evaluation import benchmark
 from minimodel.features import load_features
 from minimodel.landmarks import LandmarkDetector
-from minimodel.model import PRESETS, AnimationModel, HourglassSizes, Motion, ResNetSizes, TokenSizes
+from minimodel.model import AnimationModel
+from minimodel.motion import Motion
 from minimodel.refinement import UpdaterWidths
 from minimodel.tps import random_transforms
-from minimodel.train import PairStream, TrainConfig, TrainingStep, TrainingStopped, Weights, train
+from minimodel.training import checkpoint, distributed, loop, objective
+from minimodel.training.loop import TrainConfig, TrainingStopped, train
+from minimodel.training.objective import LossWeights, TrainingStep
 
 ROOT = Path(__file__).parents[1]
 # Every part of `tiny`, as small as it gets: a step takes a tenth of a second.
@@ -159,7 +163,7 @@ def in_double_precision():
     """From now on models are built and trained in float64. Adam's first step turns rounding errors of float32 into
     whole steps, which grow to some percent of the loss within twenty steps, on some processors within three. For the
     same reason every process takes its share of pictures that were made for the whole batch."""
-    item, load, single = PairStream.__getitem__, module.load_evaluation, torch.Tensor.float
+    item, load, single = PairStream.__getitem__, train.load_evaluation, torch.Tensor.float
 
     def as_usual(function, *arguments):
         torch.set_default_dtype(torch.float32)
@@ -183,7 +187,7 @@ def in_double_precision():
         return {name: value.double().tensor_split(processes)[process] for name, value in whole.items()}
 
     PairStream.__getitem__ = my_share
-    module.load_evaluation = load_evaluation
+    train.load_evaluation = load_evaluation
     as_usual(lambda: None)
 
 
@@ -281,8 +285,8 @@ def test_what_a_run_leaves(tmp_path, clips):
 
 
 def test_minutes_count_training_alone(tmp_path, clips, monkeypatch):
-    evaluate = module.evaluate
-    monkeypatch.setattr(module, "evaluate", lambda *a, **k: (time.sleep(0.3), evaluate(*a, **k))[1])
+    evaluate = train.evaluate
+    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: (time.sleep(0.3), evaluate(*a, **k))[1])
     train(settings(tmp_path / "run", clips, minutes=0.02, evaluate_minutes=0.01), **SIZES)
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["state"]
     steps = [line["step"] for line in lines(tmp_path / "run")]
@@ -315,14 +319,14 @@ def test_smoothness_is_of_what_refinement_adds():
     for system in ("mrfa", "fomm"):
         model = AnimationModel.from_preset("tiny", system=system, **SIZES)
         for motion_only in (False, True):
-            terms = TrainingStep(model, features, Weights(smoothness=40.0))(batch, motion_only=motion_only)
+            terms = TrainingStep(model, features, LossWeights(smoothness=40.0))(batch, motion_only=motion_only)
             assert ("smoothness" in terms) == (system == "mrfa")
-            assert "smoothness" not in TrainingStep(model, features, Weights())(batch, motion_only=motion_only)
+            assert "smoothness" not in TrainingStep(model, features, LossWeights())(batch, motion_only=motion_only)
             if system == "mrfa":
                 assert terms["smoothness"] == 0  # a fresh refiner adds nothing
     model = AnimationModel.from_preset("tiny", **SIZES)
     torch.nn.init.normal_(model.refiner.updater.flow_head[-1].weight, std=0.1)
-    loss = TrainingStep(model, features, Weights(smoothness=40.0))(batch, motion_only=True)["smoothness"]
+    loss = TrainingStep(model, features, LossWeights(smoothness=40.0))(batch, motion_only=True)["smoothness"]
     loss.backward()
     assert loss > 0 and model.refiner.updater.flow_head[-1].weight.grad.any()
 
@@ -376,11 +380,11 @@ def test_a_model_begins_with_the_weights_that_are_given(tmp_path, clips):
 )
 def test_training_can_begin_with_every_shipped_model(name, parts):
     model = AnimationModel.from_preset("tiny", **parts)
-    module.begin_with(model, name)
+    loop.begin_with(model, name)
     shipped = AnimationModel.load(name).state_dict()
     assert all(torch.equal(value, shipped[key]) for key, value in model.state_dict().items())
     with pytest.raises(ValueError, match=f"--start {name}: other sizes"):
-        module.begin_with(AnimationModel.from_preset("tiny", system="npmr"), name)
+        loop.begin_with(AnimationModel.from_preset("tiny", system="npmr"), name)
 
 
 def test_glibc_takes_what_it_is_told(monkeypatch):
@@ -393,7 +397,7 @@ def test_glibc_takes_what_it_is_told(monkeypatch):
         return answers[-1]
 
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
-    module.keep_freed_memory()
+    memory.keep_freed_memory()
     assert answers in ([1, 1], [0, 1, 1])
 
 
@@ -418,7 +422,7 @@ def test_splines_are_dropped_early_and_the_background_moves_later(tmp_path, clip
 
 def test_the_probability_of_dropping_rises_and_ends():
     for progress, expected in ((0.0, 0.1), (0.01, 0.13), (0.05, 0.25), (0.07, 0.3), (0.3499, 0.3), (0.35, 0), (1.0, 0)):
-        assert module.dropout_probability(progress) == pytest.approx(expected)
+        assert objective.dropout_probability(progress) == pytest.approx(expected)
 
 
 # ---------------------------------------------------------------------------------------------------------- pairs
@@ -474,19 +478,19 @@ def test_a_process_may_have_fewer_pairs_than_there_are_sources(clips):
 
 def test_all_processes_go_by_the_clock_of_the_main_one(monkeypatch):
     """Or one of them would evaluate and wait, while the others take another step and wait, too."""
-    monkeypatch.setattr(module, "broadcast_object_list", lambda mine: [61.0])
-    two = Mock(spec=module.Accelerator, num_processes=2)
+    monkeypatch.setattr(loop, "broadcast_object_list", lambda mine: [61.0])
+    two = Mock(spec=train.Accelerator, num_processes=2)
     for limits, expected in ((dict(minutes=2.0, steps=None), 61 / 120), (dict(steps=8), 0.5)):
-        state = module.RunState(step=4, seconds=59.0)
-        assert module.agreed_progress(TrainConfig(Path("run"), **limits), state, two) == pytest.approx(expected)
+        state = checkpoint.RunState(step=4, seconds=59.0)
+        assert loop.agreed_progress(TrainConfig(Path("run"), **limits), state, two) == pytest.approx(expected)
         assert state.seconds == 61
 
 
 def test_shared_statistics_are_those_of_torch_and_take_bfloat16(monkeypatch):
-    monkeypatch.setattr(module.distributed, "get_world_size", lambda: 1)
-    monkeypatch.setattr(module, "all_reduce", lambda x: x)
+    monkeypatch.setattr(train.distributed, "get_world_size", lambda: 1)
+    monkeypatch.setattr(distributed, "all_reduce", lambda x: x)
     torch.manual_seed(0)
-    shared, plain = module.SharedBatchNorm(4), torch.nn.BatchNorm2d(4)
+    shared, plain = distributed.SharedBatchNorm(4), torch.nn.BatchNorm2d(4)
     x = 3 * torch.randn(5, 4, 6, 7) + 1
     assert torch.allclose(shared(x), plain(x), atol=1e-5)
     for name in ("running_mean", "running_var"):
@@ -511,7 +515,7 @@ def test_augmentation_is_an_option(clips):
 
 def failing_from(step, monkeypatch):
     """The losses are NaN from this step on."""
-    calls, forward = [], module.TrainingStep.forward
+    calls, forward = [], objective.TrainingStep.forward
 
     def lose(*arguments, **options):
         calls.append(1)
@@ -520,7 +524,7 @@ def failing_from(step, monkeypatch):
             for name, loss in forward(*arguments, **options).items()
         }
 
-    monkeypatch.setattr(module.TrainingStep, "forward", lose)
+    monkeypatch.setattr(objective.TrainingStep, "forward", lose)
 
 
 def finite(content):
@@ -717,8 +721,8 @@ def test_landmarks_and_parts_belong_to_the_pictures(tmp_path):
     """Each slot's are those of its own two frames, in both directions of a pair."""
     detector = LandmarkDetector.load()
     item = PairStream(by_landmarks(tmp_path), 32, torch.device("cpu"), detector=detector)[3]
-    generator = module.step_generator(0, 3)
-    module.random_transforms(4, generator)
+    generator = pairs.step_generator(0, 3)
+    train.random_transforms(4, generator)
     one, other = synthetic.sample_pairs(2, generator)
     for slot in range(4):
         faces = (one, other) if slot % 2 == 0 else (other, one)
@@ -728,7 +732,7 @@ def test_landmarks_and_parts_belong_to_the_pictures(tmp_path):
             assert torch.allclose(item[f"{frame}_landmarks"][slot], synthetic.landmarks(face)[0], atol=1e-5)
             assert (item[f"{frame}_parts"][slot] == synthetic.parsing(face, 32)[0]).float().mean() > 0.999
     plain = PairStream(by_landmarks(tmp_path), 32, torch.device("cpu"))[3]
-    assert plain.keys() == item.keys() - set(module.LABELS)
+    assert plain.keys() == item.keys() - set(pairs.LABELS)
     assert all(torch.equal(plain[name], item[name]) for name in plain)
     options = dict(detector=detector)
     shares = [PairStream(by_landmarks(tmp_path), 32, torch.device("cpu"), share=(n, 2), **options)[3] for n in (0, 1)]
@@ -746,7 +750,7 @@ def test_of_films_the_detector_finds_the_landmarks(tmp_path, clips):
             found = detector.find(item[frame])
         points, parts = item[f"{frame}_landmarks"], item[f"{frame}_parts"]
         assert torch.allclose(points[1::2], found[1::2], atol=1e-5)
-        # Of embedded faces the true ones, which aren't those that it finds.
+        # Of rendered faces the true ones, which aren't those that it finds.
         assert torch.equal(points[::2], alone[f"{frame}_landmarks"][:2])
         assert (points[::2] - found[::2]).abs().max() > 0.01
         assert parts[1::2].unique().tolist() == [0] and len(parts[::2].unique()) > 3
@@ -755,8 +759,8 @@ def test_of_films_the_detector_finds_the_landmarks(tmp_path, clips):
 @pytest.mark.parametrize("refine", [False, True])
 def test_a_model_moved_by_landmarks_trains(tmp_path, monkeypatch, refine):
     faces = synthetic.Faces(synthetic.sample_identities(1, 0), synthetic.sample_states(3, 0))
-    clips = [evaluate_module.synthetic_clip("a", faces, 32)]
-    monkeypatch.setattr(module, "load_evaluation", lambda name, size, most: clips)
+    clips = [benchmark.synthetic_clip("a", faces, 32)]
+    monkeypatch.setattr(loop, "load_evaluation", lambda name, size, most: clips)
     train(by_landmarks(tmp_path / "run", refine=refine, motion_steps=1), **S2D_SIZES)
     logged = lines(tmp_path / "run")
     assert logged[0].keys() >= {"perceptual", "painted", "parsing", "discriminator", "adversarial"}
@@ -770,7 +774,7 @@ def test_a_model_moved_by_landmarks_trains(tmp_path, monkeypatch, refine):
 def test_each_adversary_learns_from_its_own_loss():
     torch.manual_seed(0)
     model = AnimationModel.from_preset("tiny", system="s2d", **S2D_SIZES)
-    step = module.TrainingStep(model, torch.nn.Identity(), module.Weights())
+    step = objective.TrainingStep(model, torch.nn.Identity(), objective.LossWeights())
     driving, made = torch.rand(2, 2, 3, 32, 32).unbind()
     made.requires_grad_()
     terms = step.adversaries(made, driving)
@@ -786,15 +790,15 @@ def test_each_adversary_learns_from_its_own_loss():
     )
     assert torch.autograd.grad(terms["adversarial"], [made])[0].abs().min() > 0
     assert (
-        module.TrainingStep(AnimationModel.from_preset("tiny", **SIZES), step.features, step.weights).discriminator
+        objective.TrainingStep(AnimationModel.from_preset("tiny", **SIZES), step.features, step.weights).discriminator
         is None
     )
 
 
 def test_the_discriminator_learns_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     faces = synthetic.Faces(synthetic.sample_identities(1, 0), synthetic.sample_states(3, 0))
-    clips = [evaluate_module.synthetic_clip("a", faces, 32)]
-    monkeypatch.setattr(module, "load_evaluation", lambda name, size, most: clips)
+    clips = [benchmark.synthetic_clip("a", faces, 32)]
+    monkeypatch.setattr(loop, "load_evaluation", lambda name, size, most: clips)
     train(by_landmarks(tmp_path / "whole", motion_steps=0), **S2D_SIZES)
     train(by_landmarks(tmp_path / "halves", motion_steps=0, steps=1), **S2D_SIZES)
     halves = [torch.load(tmp_path / "halves" / "checkpoint.pt", weights_only=True)["discriminator"]]
@@ -831,7 +835,7 @@ def test_equivariance_compares_the_bent_frame_carried_back_and_counts_as_weighte
             shown.append(image)
             return Motion(there, matrices)
 
-    step = TrainingStep(Seer(), torch.nn.Identity(), Weights(points=7.0, affine=3.0))
+    step = TrainingStep(Seer(), torch.nn.Identity(), LossWeights(points=7.0, affine=3.0))
     points, affine = transform(there[:, None])[:, 0], transform.jacobian(there[:, None])[:, 0] @ matrices
     right = step.equivariance(frame, Motion(points, affine), transform)
     assert right["points"] < 1e-5 and right["affine"] < 1e-4
@@ -844,5 +848,5 @@ def test_equivariance_compares_the_bent_frame_carried_back_and_counts_as_weighte
 def test_the_average_is_short_at_first():
     for number, share in ((0, 0.9), (90, 0.09), (10**6, 0.001)):
         averaged = [torch.zeros(1)]
-        module._average(averaged, [torch.ones(1)], torch.tensor(number), decay=0.999)
+        loop._average(averaged, [torch.ones(1)], torch.tensor(number), decay=0.999)
         assert averaged[0].item() == pytest.approx(share, rel=1e-3)

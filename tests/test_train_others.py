@@ -12,35 +12,34 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from minimodel import train_others as module
 from minimodel.data import synthetic
+from minimodel.data.pairs import step_generator
+from minimodel.evaluation.assessors import EXPRESSION, ROTATION, UNITS, FaceReader, resized
 from minimodel.features import FaceFeatures
-from minimodel.judges import EXPRESSION, ROTATION, UNITS, FaceReader, resized
 from minimodel.keypoints import gaussian_heatmaps
 from minimodel.landmarks import EYE, MIRRORED, LandmarkDetector, eye_places
 from minimodel.model import AnimationModel
-from minimodel.train import step_generator
-from minimodel.train_others import (
-    AvdConfig,
-    FaceMemory,
-    FeaturesConfig,
-    JudgesConfig,
-    LandmarksTrainConfig,
-    Neighbours,
+from minimodel.training import assessors, landmarks
+from minimodel.training.assessors import (
     PeopleMemory,
-    close_up_loss,
+    TrainAssessorsConfig,
+    assessor_scores,
     identity_loss,
-    judge_scores,
-    landmark_scores,
-    motion_pairs,
     reader_targets,
-    train_avd,
-    train_features,
-    train_judges,
-    train_landmarks,
-    training_steps,
+    train_assessors,
     two_pictures,
 )
+from minimodel.training.avd import TrainAvdConfig, motion_pairs, train_avd
+from minimodel.training.features import TrainFeaturesConfig, train_features
+from minimodel.training.landmarks import (
+    FaceMemory,
+    Neighbours,
+    TrainLandmarksConfig,
+    close_up_loss,
+    landmark_scores,
+    train_landmarks,
+)
+from minimodel.training.small import training_steps
 from minimodel.transfer import AvdNetwork, avd, deformed
 from tests.test_train import SIZES, face_clips
 
@@ -56,7 +55,7 @@ def clips(tmp_path_factory):
 @pytest.mark.parametrize("by", ["steps", "minutes"])
 def test_a_run_ends_in_time_and_its_rate_falls_as_half_a_cosine(monkeypatch, capsys, by):
     ticks = iter(range(100))  # the clock is looked at once at first and once a step, and each time six seconds are gone
-    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: 6.0 * next(ticks)))
+    monkeypatch.setattr("minimodel.training.small.time", SimpleNamespace(perf_counter=lambda: 6.0 * next(ticks)))
     optimizer = torch.optim.SGD([{"params": nn.Parameter(torch.zeros(1))} for _ in range(2)], lr=9.0)
     length = dict(steps=8, minutes=0.001) if by == "steps" else dict(minutes=0.8)  # steps count where both are given
     seen = []
@@ -74,7 +73,7 @@ def test_a_run_ends_in_time_and_its_rate_falls_as_half_a_cosine(monkeypatch, cap
 
 
 def test_features_learn_and_can_be_loaded(tmp_path):
-    scores = train_features(FeaturesConfig(tmp_path / "features.safetensors", minutes=0.01, batch=2, size=32))
+    scores = train_features(TrainFeaturesConfig(tmp_path / "features.safetensors", minutes=0.01, batch=2, size=32))
     features = FaceFeatures()
     features.load_state_dict(load_file(tmp_path / "features.safetensors"))
     assert 0 < scores["parsing accuracy"] < 1 and scores["landmark error (px)"] > 0
@@ -97,7 +96,7 @@ def small_model(path, **options):
 @pytest.mark.parametrize("system", ["mrfa", "npmr"])  # points with matrices and without
 def test_avd_learns_to_undo_deformations(tmp_path, clips, system):
     model = small_model(tmp_path / "model.safetensors", system=system)
-    config = AvdConfig(str(tmp_path / "model.safetensors"), (str(clips),), pairs=32, steps=300, batch=32)
+    config = TrainAvdConfig(str(tmp_path / "model.safetensors"), (str(clips),), pairs=32, steps=300, batch=32)
     network = train_avd(config)
     source, wanted = motion_pairs(model, config, torch.device("cpu"))
     assert len(source.points) == 32 and (source.affine is None) == (system == "npmr")
@@ -117,13 +116,13 @@ def test_avd_learns_to_undo_deformations(tmp_path, clips, system):
 
 def test_the_landmark_detector_learns_and_goes_on_with_films(tmp_path, clips, monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(module, "landmark_scores", partial(landmark_scores, count=8))
-    fresh = module.landmark_scores(LandmarkDetector().eval())
+    monkeypatch.setattr("minimodel.training.landmarks.landmark_scores", partial(landmark_scores, count=8))
+    fresh = landmarks.landmark_scores(LandmarkDetector().eval())
     path, tuned = tmp_path / "new" / "a.safetensors", tmp_path / "b.safetensors"
-    scores = train_landmarks(LandmarksTrainConfig(path, steps=20, batch=8))
+    scores = train_landmarks(TrainLandmarksConfig(path, steps=20, batch=8))
     assert 0 < scores["all (px)"] < 0.8 * fresh["all (px)"] and scores["pupils (px)"] > 0
     assert [file.name for file in path.parent.iterdir()] == ["a.safetensors"]
-    train_landmarks(LandmarksTrainConfig(tuned, video=(str(clips),), start=str(path), steps=3, batch=4))
+    train_landmarks(TrainLandmarksConfig(tuned, video=(str(clips),), start=str(path), steps=3, batch=4))
     one, other = load_file(path), load_file(tuned)
     assert one.keys() == other.keys()
     for part in ("face.", "eye."):
@@ -195,9 +194,9 @@ def test_wrong_settings_of_landmarks_are_named_before_anything_is_written(tmp_pa
         options = options | dict(start=str(tmp_path / "start.safetensors"))
     before = set(tmp_path.iterdir())
     with pytest.raises(ValueError, match=message):
-        train_landmarks(LandmarksTrainConfig(tmp_path / "out.safetensors", **options))
+        train_landmarks(TrainLandmarksConfig(tmp_path / "out.safetensors", **options))
     with pytest.raises(ValueError, match="is a directory"):
-        train_landmarks(LandmarksTrainConfig(tmp_path))
+        train_landmarks(TrainLandmarksConfig(tmp_path))
     assert set(tmp_path.iterdir()) == before
 
 
@@ -222,7 +221,7 @@ def test_two_pictures_share_the_person_and_nothing_else(monkeypatch):
 
 def test_landmarks_are_those_that_the_detector_finds():
     images, detector = synthetic.render(synthetic.Faces.sample(33, 5), 64), LandmarkDetector.load()
-    found = module.found_landmarks(detector, images)
+    found = assessors.found_landmarks(detector, images)
     with torch.no_grad():
         alone = detector(resized(images[31:], 128))[0]
     assert found.shape == (33, 74, 2) and torch.allclose(found[31:], alone, atol=1e-4)
@@ -259,9 +258,11 @@ def test_the_memory_keeps_what_belongs_together(monkeypatch):
         both = torch.stack([numbers, numbers + 0.5], dim=1)
         return (both / 20)[:, :, None, None, None].expand(-1, -1, 3, 64, 64), both[:, :, None].expand(-1, -1, 10)
 
-    monkeypatch.setattr(module, "two_pictures", stand_in)
-    monkeypatch.setattr(module, "colour_noise", lambda image, generator: image)
-    monkeypatch.setattr(module, "found_landmarks", lambda _, x: 20 * x[:, 0, :1, :2].expand(-1, 74, -1))
+    monkeypatch.setattr("minimodel.training.assessors.two_pictures", stand_in)
+    monkeypatch.setattr("minimodel.training.assessors.colour_noise", lambda image, generator: image)
+    monkeypatch.setattr(
+        "minimodel.training.assessors.found_landmarks", lambda _, x: 20 * x[:, 0, :1, :2].expand(-1, 74, -1)
+    )
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):
         memory.draw(4, generator)
@@ -293,23 +294,23 @@ class Oracle(nn.Module):
 
 def test_scores_of_who_knows_all_and_of_who_knows_nothing(monkeypatch):
     monkeypatch.setattr(synthetic, "render", lambda faces, size, supersample: torch.zeros(len(faces), 3, 64, 64))
-    scores = judge_scores(Oracle(20), count=20)
+    scores = assessor_scores(Oracle(20), count=20)
     assert scores["same person"] == 1
     assert all(scores[f"{name} (degrees)"] == 0 for name in ROTATION)
     assert all(scores[f"{name} (R²)"] == 1 for name in EXPRESSION) and all(scores[name] == 1 for name in UNITS)
-    blind = judge_scores(Oracle(20, blind=True), count=20)
+    blind = assessor_scores(Oracle(20, blind=True), count=20)
     assert blind["same person"] == 0.5 and blind["yaw (degrees)"] > 5
     assert all(abs(blind[f"{name} (R²)"]) < 1e-5 for name in EXPRESSION)
 
 
 def test_judges_learn_and_can_be_loaded(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "judge_scores", lambda reader: judge_scores(reader, count=4))
-    scores = train_judges(JudgesConfig(tmp_path / "new" / "judges.safetensors", steps=2, batch=3))
+    monkeypatch.setattr("minimodel.training.assessors.assessor_scores", lambda reader: assessor_scores(reader, count=4))
+    scores = train_assessors(TrainAssessorsConfig(tmp_path / "new" / "assessors.safetensors", steps=2, batch=3))
     assert str(round(scores["yaw (degrees)"], 3)) in capsys.readouterr().out
-    reader = FaceReader.load(tmp_path / "new" / "judges.safetensors")
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["judges.safetensors"]
+    reader = FaceReader.load(tmp_path / "new" / "assessors.safetensors")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["assessors.safetensors"]
     # The same steps give the same weights, and the output is in the units of the states.
-    train_judges(JudgesConfig(tmp_path / "again.safetensors", steps=2, batch=3))
+    train_assessors(TrainAssessorsConfig(tmp_path / "again.safetensors", steps=2, batch=3))
     again = FaceReader.load(tmp_path / "again.safetensors").state_dict()
     assert all(torch.equal(value, again[name]) for name, value in reader.state_dict().items())
     assert reader.std[0] > 5 and reader.std[3] < 1 and reader.mean[-1] == pytest.approx(0.92, abs=0.02)
@@ -317,6 +318,6 @@ def test_judges_learn_and_can_be_loaded(tmp_path, monkeypatch, capsys):
 
 def test_the_shipped_judges_fit_the_shipped_detector():
     """They learnt from the landmarks that it finds, and a better one is another one to them."""
-    scores = judge_scores(FaceReader.load(), count=24)
+    scores = assessor_scores(FaceReader.load(), count=24)
     assert min(scores["lids (R²)"], scores["jaw (R²)"]) > 0.8 and scores["same person"] > 0.9
     assert scores["smile (R²)"] > 0.3 and max(scores[f"{name} (degrees)"] for name in ROTATION) < 3.5

@@ -8,8 +8,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from minimodel import affine, transfer
-from minimodel.animate import find_start
-from minimodel.model import AnimationModel, Motion
+from minimodel.commands.animate import find_start
+from minimodel.model import AnimationModel
+from minimodel.motion import Motion
 from minimodel.saving import WEIGHTS
 from minimodel.transfer import AvdNetwork, avd, best_start, deformed, movement_scale, relative, shape_distance, standard
 
@@ -271,7 +272,9 @@ def test_a_saved_network_is_found_beside_its_model(model, saved):
 
 def test_a_network_of_other_points_is_refused(saved):
     other = AnimationModel.from_preset("tiny").eval()
-    with pytest.raises(ValueError, match="trained on the points of other weights; train it again: `minimodel avd"):
+    with pytest.raises(
+        ValueError, match="trained on the points of other weights; train it again: `minimodel train-avd"
+    ):
         AvdNetwork.load(saved[0], other)
 
 
@@ -287,7 +290,7 @@ def test_files_that_are_no_avd_network_are_refused_in_one_line(model, saved, kin
     elif kind == "cut":
         path.write_bytes(whole[:-50])
     messages = {
-        "missing": "avd-model.safetensors, which isn't there: it is made by `minimodel avd --weights ",
+        "missing": "avd-model.safetensors, which isn't there: it is made by `minimodel train-avd --weights ",
         "model": "holds weights of kind 'animation', expected 'avd'",
         "foreign": "not weights of minimodel",
         "cut": "not a whole safetensors file",
@@ -315,7 +318,7 @@ def test_what_changes_the_points_changes_the_fingerprint_and_nothing_else_does(m
 
 
 def test_the_shipped_network_fits_the_shipped_model():
-    """Whoever trains tiny anew has to train its avd network anew: minimodel avd --weights tiny."""
+    """Whoever trains tiny anew has to train its avd network anew: minimodel train-avd --weights tiny."""
     tiny = AnimationModel.load("tiny")
     AvdNetwork.load("tiny", tiny)
     assert (WEIGHTS / "avd-tiny.safetensors").stat().st_size < 2**20

@@ -10,17 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minimodel.data.video import (
-    Augmentation,
-    Clip,
-    FrameCache,
-    VideoPairs,
-    VideoWriter,
-    augment,
-    find_clips,
-    fit,
-    read_image,
-)
+from minimodel.data.framing import center_crop_resize
+from minimodel.data.pairs import Augmentation, FrameCache, VideoPairs, augment
+from minimodel.data.video import Clip, find_clips, read_image
+from minimodel.data.writer import VideoWriter
 
 
 def film(path, count=12, size=32, **options):
@@ -219,8 +212,8 @@ def test_pictures_that_are_none_are_refused_in_one_line(tmp_path):
 def test_fit_takes_the_middle_square():
     image = torch.zeros(1, 3, 20, 60)
     image[..., 20:40] = 1
-    assert torch.equal(fit(image, 20), torch.ones(1, 3, 20, 20))
-    assert fit(image, 8).shape == (1, 3, 8, 8) and fit(image, 64).mean() == 1
+    assert torch.equal(center_crop_resize(image, 20), torch.ones(1, 3, 20, 20))
+    assert center_crop_resize(image, 8).shape == (1, 3, 8, 8) and center_crop_resize(image, 64).mean() == 1
 
 
 # Videos that are none, or not whole
@@ -427,8 +420,8 @@ def test_variable_frame_times_are_kept(tmp_path):
 
 def test_fit_takes_the_middle_of_portraits_too():
     ramp = torch.arange(60.0).view(1, 1, 60, 1).expand(1, 3, 60, 20) / 60
-    assert torch.equal(fit(ramp, 20), ramp[..., 20:40, :])
-    assert torch.equal(fit(ramp.mT.contiguous(), 20), ramp.mT[..., 20:40])
+    assert torch.equal(center_crop_resize(ramp, 20), ramp[..., 20:40, :])
+    assert torch.equal(center_crop_resize(ramp.mT.contiguous(), 20), ramp.mT[..., 20:40])
 
 
 def test_pairs_show_the_frames_that_were_drawn(tmp_path):

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-SIZE = 299  # side of the pictures that it was trained on
+from minimodel.features import _needed, _Published
 
+SIZE = 299  # side of the pictures that it was trained on
 # A path is a list of convolutions: channels, and (height, width) of the kernel. Two kernels in place of one, at a
 # path's end, are two convolutions side by side. 7 by 7 is split into rows and columns.
 ROW, COLUMN = (1, 7), (7, 1)
@@ -85,11 +86,11 @@ class _Block(nn.Module):
         self.channels = inputs if self.halves else 0
         for name, steps in paths.items():
             channels, path = inputs, []
-            for number, (width, kernels) in enumerate(steps, 1):
-                last = number == len(steps)
+            for index, (width, kernels) in enumerate(steps, 1):
+                last = index == len(steps)
                 kernels = kernels if isinstance(kernels[0], tuple) else (kernels,)
                 forks = "ab" if len(kernels) == 2 else ("",)
-                path.append([name + (f"_{number}" if len(steps) > 1 else "") + fork for fork in forks])
+                path.append([name + (f"_{index}" if len(steps) > 1 else "") + fork for fork in forks])
                 stride = 2 if self.halves and last else 1
                 for module, kernel in zip(path[-1], kernels, strict=True):
                     self.add_module(module, _Convolution(channels, width, kernel, stride=stride))
@@ -137,3 +138,15 @@ class Inception(nn.Module):
         for name in BLOCKS:
             x = self.get_submodule(name)(x)
         return x.mean((2, 3))
+
+
+# The TensorFlow weights with which FID was published, as tensors with torchvision's names.
+INCEPTION_URL = (
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
+)
+
+
+def load_inception(name: str = "inception") -> Inception:
+    """Inception for `minimodel.evaluation.metrics.fid`, frozen: "inception" downloads the weights with which FID was
+    published (91 MB, once, checksummed); anything else is the path of that file."""
+    return _needed({"inception": _Published(Inception, "Inception's", INCEPTION_URL)}, name, measure="FID")[1]

@@ -5,27 +5,27 @@ import math
 import pytest
 import torch
 
-from minimodel import metrics
 from minimodel.data import synthetic
-from minimodel.judges import (
+from minimodel.evaluation import metrics
+from minimodel.evaluation.assessors import (
     EXPRESSION,
     UNITS,
     FaceReader,
     ReaderConfig,
     active_units,
     aligned,
-    load_judges,
+    load_assessors,
     resized,
 )
 from minimodel.model import AnimationModel
-from minimodel.train_others import two_pictures
+from minimodel.training.assessors import two_pictures
 
 SMALL = ReaderConfig(widths=(8, 8, 16), narrow=4, embedding=8, hidden=16)
 
 
 @pytest.fixture(scope="module")
-def judges():
-    return load_judges()
+def assessors():
+    return load_assessors()
 
 
 @pytest.fixture(scope="module")
@@ -104,29 +104,29 @@ def test_it_is_saved_with_its_sizes_and_nothing_else_is_loaded(tmp_path):
     assert loaded.config == SMALL and not loaded.training
     assert all(torch.equal(a, b) for a, b in zip(loaded(*seen), reader(*seen)))
     AnimationModel.from_preset("tiny", system="fomm").save(tmp_path / "b.safetensors")
-    with pytest.raises(ValueError, match="holds weights of kind 'animation', expected 'judges'"):
+    with pytest.raises(ValueError, match="holds weights of kind 'animation', expected 'assessors'"):
         FaceReader.load(tmp_path / "b.safetensors")
-    with pytest.raises(ValueError, match="holds weights of kind 'judges', expected 'animation'"):
+    with pytest.raises(ValueError, match="holds weights of kind 'assessors', expected 'animation'"):
         AnimationModel.load(tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match=r"no such file, and shipped are only \['judges'\]"):
+    with pytest.raises(ValueError, match=r"no such file, and shipped are only \['assessors'\]"):
         FaceReader.load("huge")
     with pytest.raises(ValueError, match="shipped are only") as caught:
         AnimationModel.load("huge")
-    assert "judges" not in str(caught.value)  # they are no animation model
+    assert "assessors" not in str(caught.value)  # they are no animation model
 
 
 # ------------------------------------------------------------------------------------------------ the shipped judges
 
 
-def test_the_shipped_judges_are_small_and_frozen(judges):
-    size = sum(value.numel() * value.element_size() for value in judges.reader.state_dict().values())
-    assert size < 5e6 and not judges.training and judges.source == "ours"
-    assert not any(parameter.requires_grad for parameter in judges.parameters())
+def test_the_shipped_judges_are_small_and_frozen(assessors):
+    size = sum(value.numel() * value.element_size() for value in assessors.reader.state_dict().values())
+    assert size < 5e6 and not assessors.training and assessors.source == "ours"
+    assert not any(parameter.requires_grad for parameter in assessors.parameters())
 
 
-def test_they_judge_people_that_they_have_not_seen(judges, people):
+def test_they_judge_people_that_they_have_not_seen(assessors, people):
     images, told = people
-    one, other = judges(images[:, 0]), judges(images[:, 1])
+    one, other = assessors(images[:, 0]), assessors(images[:, 1])
     # A person is nearer to their other picture than to those of others.
     distance = torch.cdist(one.embedding, other.embedding)
     assert (distance.argmin(1) == torch.arange(16)).float().mean() > 0.8
@@ -140,33 +140,33 @@ def test_they_judge_people_that_they_have_not_seen(judges, people):
     assert units[:, [7, 8]].float().mean() > 0.85 and units.float().mean() > 0.75
 
 
-def test_landmarks_are_found_on_faces_and_not_elsewhere(judges, people):
+def test_landmarks_are_found_on_faces_and_not_elsewhere(assessors, people):
     images = people[0][:8, 0]
-    verdict = judges(images)
-    nothing = judges(torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
-    grey = judges(torch.full((1, 3, 64, 64), 0.5))
+    verdict = assessors(images)
+    nothing = assessors(torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    grey = assessors(torch.full((1, 3, 64, 64), 0.5))
     assert verdict.found.float().mean() > 0.98
     assert metrics.mkr(nothing.found, verdict.found).tolist() == [1] * 8
     assert metrics.mkr(grey.found, verdict.found[:1]).tolist() == [1]
     # A picture that ends at the nose has lost most of the mouth, and has the eyes.
     covered = images.clone()
     covered[..., 38:, :] = 0.5
-    lost = verdict.found & ~judges(covered).found
+    lost = verdict.found & ~assessors(covered).found
     assert lost[:, 48:68].float().mean() > 0.5 and lost[:, 36:48].float().mean() < 0.1
 
 
-def test_a_verdict_does_not_depend_on_the_pictures_size(judges):
+def test_a_verdict_does_not_depend_on_the_pictures_size(assessors):
     faces = synthetic.Faces.sample(4, 9)
-    small, large = judges(synthetic.render(faces, 64)), judges(synthetic.render(faces, 128))
+    small, large = assessors(synthetic.render(faces, 64)), assessors(synthetic.render(faces, 128))
     assert (small.points - large.points).norm(dim=-1).mean() < 0.03
     assert (small.embedding - large.embedding).norm(dim=1).mean() < 0.3
     assert metrics.ard(small.rotation, large.rotation).mean() < 1.5
     assert metrics.fid(small.features, large.features) < metrics.fid(small.features, small.features.roll(1, 1))
 
 
-def test_blur_costs_fid_more_the_more_there_is(judges, people):
+def test_blur_costs_fid_more_the_more_there_is(assessors, people):
     images = people[0].flatten(0, 1)
-    features, distances = judges(images).features, []
+    features, distances = assessors(images).features, []
     for side in (48, 32, 16):
-        distances.append(float(metrics.fid(judges(resized(resized(images, side), 64)).features, features)))
+        distances.append(float(metrics.fid(assessors(resized(resized(images, side), 64)).features, features)))
     assert 0 < distances[0] < distances[1] < distances[2]

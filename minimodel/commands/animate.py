@@ -16,10 +16,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minimodel import transfer
-from minimodel.data.video import Clip, VideoWriter, fit, read_image, read_landmarks
+from minimodel.data.framing import center_crop_resize
+from minimodel.data.video import Clip, read_image, read_landmarks
+from minimodel.data.writer import VideoWriter
 from minimodel.keypoints import gaussian_heatmaps
 from minimodel.landmarks import LandmarkDetector
-from minimodel.model import AnimationModel, Motion
+from minimodel.model import AnimationModel
+from minimodel.motion import Motion
 
 SYNTHETIC = "Synthetic media: this person did not move like this. Animated from one photo by minimodel."
 SMALLEST_SIDE = 256  # of the film: players show smaller ones badly, so they are enlarged
@@ -33,7 +36,7 @@ class AnimateConfig:
     """Photo of a face; the largest square from its middle is used."""
     driving: Path
     """Video of a face (.mp4, .gif or a folder of .png frames), framed like the photo. For weights that move by
-    landmarks also the .npz that `minimodel landmarks` makes of one."""
+    landmarks also the .npz that `minimodel find-landmarks` makes of one."""
     output: Path = Path("animation.mp4")
     """Film to write, .mp4 (with the video's sound) or .gif."""
     weights: str = "tiny-video"
@@ -64,7 +67,7 @@ def animate(config: AnimateConfig, *, batch: int = 8) -> Path:
     model.check_size(size, size)
     if model.config.prior == "landmarks":
         model.prior.use_detector(LandmarkDetector.load().to(device))
-    source = fit(read_image(config.source)[None], size).to(device)
+    source = center_crop_resize(read_image(config.source)[None], size).to(device)
     if config.driving.suffix == ".npz":
         points, fps = read_landmarks(config.driving)
         count, timing = len(points), dict(fps=fps)
@@ -76,7 +79,7 @@ def animate(config: AnimateConfig, *, batch: int = 8) -> Path:
         count, timing = len(clip), dict(like=clip)
 
         def driving() -> Iterable[Tensor]:
-            return (fit(frame[None] / 255, size)[0] for _, frame in clip.decode())
+            return (center_crop_resize(frame[None] / 255, size)[0] for _, frame in clip.decode())
 
     metadata = {"comment": SYNTHETIC, "synthetic_media": "true"}
     with VideoWriter(config.output, **timing, metadata=metadata) as film:
@@ -88,10 +91,10 @@ def animate(config: AnimateConfig, *, batch: int = 8) -> Path:
             move = partial(transfer.relative, start_motion=start)
             print(f"movement is counted from frame {frame}")
         frames = tqdm(driving(), total=count, unit=" frames", desc="animating")
-        for wanted, made in render_frames(model, source, frames, batch=batch, move=move):
-            if wanted.dim() == 2:
-                wanted = drawn(wanted, size)
-            shown = torch.cat([source[0], wanted, made], dim=-1) if config.side_by_side else made
+        for target, prediction in render_frames(model, source, frames, batch=batch, move=move):
+            if target.dim() == 2:
+                target = draw_landmarks(target, size)
+            shown = torch.cat([source[0], target, prediction], dim=-1) if config.side_by_side else prediction
             factor = -(-SMALLEST_SIDE // size)
             if factor > 1:
                 shown = F.interpolate(shown[None], scale_factor=factor, mode="bicubic", align_corners=False)[0]
@@ -113,10 +116,10 @@ def render_frames(
     moves by them; what depends on the source alone is computed once. ``move`` makes the motion to render of the
     source's and the driving frames' (see `transfer`)."""
     state = model.encode_source(source)
-    for wanted in batches(driving, batch):
-        wanted = wanted.to(source.device)
-        motion = move(state.motion, look(model, wanted))
-        yield from zip(wanted, model.render(state, motion).image, strict=True)
+    for target in batches(driving, batch):
+        target = target.to(source.device)
+        motion = move(state.motion, encode_motion(model, target))
+        yield from zip(target, model.render(state, motion).image, strict=True)
 
 
 @torch.no_grad()
@@ -134,11 +137,11 @@ def find_start(
         chosen = list(islice(driving, frame, frame + 1)) if frame >= 0 else []
         if not chosen:
             raise ValueError(f"start frame {frame}: the driving video has no such frame; they are counted from 0")
-        return frame, look(model, chosen[0][None].to(source.device))
+        return frame, encode_motion(model, chosen[0][None].to(source.device))
     photo = model.encode_driving(source)
     best, number = (float("inf"), 0, None), 0
     for frames in batches(driving, batch):
-        motion = look(model, frames.to(source.device))
+        motion = encode_motion(model, frames.to(source.device))
         nearest, index = transfer.shape_distance(photo, motion).min(0)
         if best[2] is None or nearest < best[0]:
             best = nearest, number + int(index), transfer.take(motion, index[None])
@@ -148,12 +151,12 @@ def find_start(
     return best[1:]
 
 
-def look(model: AnimationModel, driving: Float[Tensor, "b 3 h w"] | Float[Tensor, "b 74 2"]) -> Motion:
+def encode_motion(model: AnimationModel, driving: Float[Tensor, "b 3 h w"] | Float[Tensor, "b 74 2"]) -> Motion:
     """The motion of frames, or of landmarks."""
     return model.encode_driving(driving) if driving.dim() == 4 else model.encode_driving(landmarks=driving)
 
 
-def drawn(points: Float[Tensor, "74 2"], size: int) -> Float[Tensor, "3 h w"]:
+def draw_landmarks(points: Float[Tensor, "74 2"], size: int) -> Float[Tensor, "3 h w"]:
     """Landmarks as white dots on black."""
     dots = gaussian_heatmaps(points[None], (size, size), variance=(1.4 / size) ** 2)
     return dots.amax(1).expand(3, -1, -1)

@@ -2,7 +2,7 @@
 
 Every function returns one number a picture (or pair), so that tables can average and spread them as they like; only SMS
 and FID are of whole sets. AKD, MKR, AED, ARD, AUH and FID compare what networks say about pictures; which networks is
-for the caller to choose, and to write beside the numbers: `minimodel.judges` has this project's own.
+for the caller to choose, and to write beside the numbers: `minimodel.evaluation.assessors` has this project's own.
 
 Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
 """
@@ -19,19 +19,19 @@ MS_SSIM_EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales, f
 SMALLEST_SCALE = 16  # side in pixels: a window of 11 still has somewhere to go
 
 
-def l1(made: Float[Tensor, "b c h w"], wanted: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
+def l1(prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
     """Mean absolute difference of colours in [0, 1]."""
-    return (made - wanted).abs().flatten(1).mean(1)
+    return (prediction - target).abs().flatten(1).mean(1)
 
 
-def psnr(made: Float[Tensor, "b c h w"], wanted: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
+def psnr(prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
     """Peak signal-to-noise ratio in dB of colours in [0, 1], one a picture; equal pictures have 100."""
-    return -10 * (made - wanted).square().flatten(1).mean(1).clamp_min(1e-10).log10()
+    return -10 * (prediction - target).square().flatten(1).mean(1).clamp_min(1e-10).log10()
 
 
-def ssim(made: Float[Tensor, "b c h w"], wanted: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
+def ssim(prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
     """Structural similarity (torchmetrics, 11-pixel Gaussian window), one a picture."""
-    return structural_similarity_index_measure(made, wanted, data_range=1.0, reduction="none")
+    return structural_similarity_index_measure(prediction, target, data_range=1.0, reduction="none")
 
 
 def ms_ssim_scales(height: int, width: int) -> int:
@@ -42,26 +42,26 @@ def ms_ssim_scales(height: int, width: int) -> int:
     return scales
 
 
-def ms_ssim(made: Float[Tensor, "b c h w"], wanted: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
+def ms_ssim(prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
     """Multi-scale structural similarity (torchmetrics), one a picture, on the `ms_ssim_scales` that fit, which belong
     beside the number: all five need 256 pixels, and fewer are another metric. Their exponents are scaled to sum 1."""
-    exponents = MS_SSIM_EXPONENTS[: ms_ssim_scales(*made.shape[-2:])]
+    exponents = MS_SSIM_EXPONENTS[: ms_ssim_scales(*prediction.shape[-2:])]
     betas = tuple(exponent / sum(exponents) for exponent in exponents)
     return multiscale_structural_similarity_index_measure(
-        made, wanted, data_range=1.0, betas=betas, normalize="relu", reduction="none"
+        prediction, target, data_range=1.0, betas=betas, normalize="relu", reduction="none"
     )
 
 
 def perceptual_distance(
-    features: nn.Module, made: Float[Tensor, "b 3 h w"], wanted: Float[Tensor, "b 3 h w"]
+    features: nn.Module, prediction: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]
 ) -> Float[Tensor, "b"]:
     """Mean absolute difference of frozen features, averaged over layers; name the features beside the number."""
-    layers = zip(features(made), features(wanted), strict=True)
+    layers = zip(features(prediction), features(target), strict=True)
     return torch.stack([(a - b).abs().flatten(1).mean(1) for a, b in layers]).mean(0)
 
 
 def lpips(
-    features: nn.Module, weights: list[Tensor], made: Float[Tensor, "b 3 h w"], wanted: Float[Tensor, "b 3 h w"]
+    features: nn.Module, weights: list[Tensor], prediction: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]
 ) -> Float[Tensor, "b"]:
     """Learned perceptual distance (Zhang et al. 2018): features scaled to length 1 at each pixel, their squared
     difference weighted by channel, averaged over the pixels and summed over the layers.
@@ -70,51 +70,53 @@ def lpips(
     loaded by `minimodel.features.load_lpips`.
     """
     total = 0.0
-    for a, b, weight in zip(features(made), features(wanted), weights, strict=True):
+    for a, b, weight in zip(features(prediction), features(target), weights, strict=True):
         a, b = (x / (x.norm(dim=1, keepdim=True) + 1e-10) for x in (a, b))
         total = total + torch.einsum("bchw,c->bhw", (a - b).square(), weight).mean((1, 2))
     return total
 
 
-def akd(made: Float[Tensor, "b k 2"], wanted: Float[Tensor, "b k 2"], found: Bool[Tensor, "b k"]) -> Float[Tensor, "b"]:
+def akd(
+    prediction: Float[Tensor, "b k 2"], target: Float[Tensor, "b k 2"], found: Bool[Tensor, "b k"]
+) -> Float[Tensor, "b"]:
     """Average keypoint distance (TPSM section 4.1): between the landmarks that a detector finds in the made and in the
     wanted picture, in the landmarks' unit, over those ``found`` in both; NaN if there are none."""
-    return ((made - wanted).norm(dim=-1) * found).sum(1) / found.sum(1)
+    return ((prediction - target).norm(dim=-1) * found).sum(1) / found.sum(1)
 
 
-def mkr(made: Bool[Tensor, "b k"], wanted: Bool[Tensor, "b k"]) -> Float[Tensor, "b"]:
+def mkr(prediction: Bool[Tensor, "b k"], target: Bool[Tensor, "b k"]) -> Float[Tensor, "b"]:
     """Missing keypoint rate (TPSM section 4.1): of the landmarks found in the wanted picture, the share that isn't
     found in the made one; NaN if there are none. What "found" means is up to the detector."""
-    return (wanted & ~made).sum(1) / wanted.sum(1)
+    return (target & ~prediction).sum(1) / target.sum(1)
 
 
-def aed(made: Float[Tensor, "b d"], wanted: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
+def aed(prediction: Float[Tensor, "b d"], target: Float[Tensor, "b d"]) -> Float[Tensor, "b"]:
     """Average Euclidean distance of two pictures' identity embeddings (TPSM section 4.1, MRFA's supplement)."""
-    return (made - wanted).norm(dim=1)
+    return (prediction - target).norm(dim=1)
 
 
-def ard(made: Float[Tensor, "b 3"], wanted: Float[Tensor, "b 3"]) -> Float[Tensor, "b"]:
+def ard(prediction: Float[Tensor, "b 3"], target: Float[Tensor, "b 3"]) -> Float[Tensor, "b"]:
     """Average rotation distance (MRFA's supplement): the mean absolute difference of yaw, pitch and roll, in the unit
     that they are given in. The supplement doesn't say how it takes three angles together; this is our choice."""
-    return (made - wanted).abs().mean(1)
+    return (prediction - target).abs().mean(1)
 
 
-def auh(made: Bool[Tensor, "b n"], wanted: Bool[Tensor, "b n"]) -> Float[Tensor, "b"]:
+def auh(prediction: Bool[Tensor, "b n"], target: Bool[Tensor, "b n"]) -> Float[Tensor, "b"]:
     """Hamming distance of action units (MRFA's supplement): the share of them that is active in one picture and not in
     the other. The papers' numbers, up to 0.85, can't be such shares, as guessing scores 0.5; their scale isn't said."""
-    return (made != wanted).float().mean(1)
+    return (prediction != target).float().mean(1)
 
 
-def fid(made: Float[Tensor, "n d"], wanted: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
+def fid(prediction: Float[Tensor, "n d"], target: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
     """Fréchet distance of two sets' features, each taken as a Gaussian (Heusel et al. 2017):
     |m - m'|² + tr(C + C' - 2 (C C')^½).
 
     The published metric takes the 2048 features of one Inception network. Any others do as well but give other numbers,
     so their name belongs beside it. Small sets score too high, all sets of one size alike.
     """
-    if min(len(made), len(wanted)) < 2:
-        raise ValueError(f"features of {len(made)} and {len(wanted)} pictures: FID needs at least 2 of each")
-    sets = [x.double() for x in (made, wanted)]
+    if min(len(prediction), len(target)) < 2:
+        raise ValueError(f"features of {len(prediction)} and {len(target)} pictures: FID needs at least 2 of each")
+    sets = [x.double() for x in (prediction, target)]
     (mean, spread), (other_mean, other_spread) = ((x.mean(0), torch.atleast_2d(torch.cov(x.T))) for x in sets)
     # C C' isn't symmetric, but has the eigenvalues of C^½ C' C^½, which is, and whose roots are safe.
     values, vectors = torch.linalg.eigh(spread)
@@ -165,13 +167,13 @@ def balanced_accuracy(predicted: Bool[Tensor, "b 1 h w"], truth: Bool[Tensor, "b
 
 
 def shape_error(
-    made: Float[Tensor, "b n 2"], wanted: Float[Tensor, "b n 2"], where: Bool[Tensor, "b n"]
+    prediction: Float[Tensor, "b n 2"], target: Float[Tensor, "b n 2"], where: Bool[Tensor, "b n"]
 ) -> Float[Tensor, "b"]:
-    """Mean distance of corresponding points ``where`` they count, after ``made`` was shifted, turned and scaled onto
-    ``wanted`` as well as it goes (least squares, without mirroring): what is left is a difference of shape."""
+    """Mean distance of corresponding points ``where`` they count, after ``prediction`` was shifted, turned and scaled
+    onto ``target`` as well as it goes (least squares, without mirroring): what is left is a difference of shape."""
     weights = where[..., None] / where.sum(1)[:, None, None]
-    made, wanted = (x - (weights * x).sum(1, keepdim=True) for x in (made, wanted))
+    prediction, target = (x - (weights * x).sum(1, keepdim=True) for x in (prediction, target))
     # In the complex plane turning and scaling is one factor, and its best value that of a one-dimensional regression.
-    made, wanted, weights = torch.view_as_complex(made), torch.view_as_complex(wanted), weights[..., 0]
-    factor = (weights * made.conj() * wanted).sum(1) / (weights * made.abs().square()).sum(1)
-    return (weights * (factor[:, None] * made - wanted).abs()).sum(1)
+    prediction, target, weights = torch.view_as_complex(prediction), torch.view_as_complex(target), weights[..., 0]
+    factor = (weights * prediction.conj() * target).sum(1) / (weights * prediction.abs().square()).sum(1)
+    return (weights * (factor[:, None] * prediction - target).abs()).sum(1)

@@ -1,4 +1,4 @@
-"""The papers' ablations on the embedded faces: a table's rows, each trained on the same pairs and measured alike.
+"""The papers' ablations on the rendered faces: a table's rows, each trained on the same pairs and measured alike.
 
 The papers' own numbers stand beside ours. They are from other data, at 256 pixels, after a day or more on several GPUs:
 what can be compared is which row is better, and whether by more than seeds differ.
@@ -23,11 +23,13 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from minimodel.evaluate import evaluate, load_evaluation
+from minimodel.config import PRESETS
+from minimodel.evaluation.benchmark import load_evaluation
+from minimodel.evaluation.protocols import evaluate
 from minimodel.features import load_features
-from minimodel.model import PRESETS
 from minimodel.saving import whole_file
-from minimodel.train import TrainConfig, TrainingStopped, Weights, train
+from minimodel.training.loop import TrainConfig, TrainingStopped, train
+from minimodel.training.objective import LossWeights
 
 BATCH = 8
 
@@ -41,7 +43,7 @@ class Row:
     paper: str
     """The paper's numbers as they are printed, in the order of the table's columns."""
     change: dict = field(default_factory=dict)
-    """Fields of `TrainConfig`, or of `minimodel.model.Config`, that make the row what it is."""
+    """Fields of `TrainConfig`, or of `minimodel.model.ModelConfig`, that make the row what it is."""
     fewer_iterations: int = 0
     """How many of the finest scales aren't refined."""
 
@@ -150,7 +152,7 @@ TABLES = {
         "TPSM Table 4 (TaiChiHD)",
         ("L1", "AKD", "MKR", "AED"),
         {
-            "masks": Row("+ Multi-Masks", "0.046 4.73 0.018 0.150", dict(loss=Weights(warp=0.0))),
+            "masks": Row("+ Multi-Masks", "0.046 4.73 0.018 0.150", dict(loss=LossWeights(warp=0.0))),
             "warp": Row("+ L_warp", "0.045 4.57 0.018 0.151"),
         },
         common=dict(system="tpsm"),
@@ -247,8 +249,8 @@ def begin(config: AblateConfig) -> None:
 
 def one_by_one(config: AblateConfig, todo: list[tuple[str, int]]) -> Iterator[tuple[str, int, str | None]]:
     """Train here; -> row, seed and what stopped it, of every run as it ends."""
-    for number, (row, seed) in enumerate(todo):
-        print(f"\n{row}, seed {seed} ({number + 1} of {len(todo)})", flush=True)
+    for index, (row, seed) in enumerate(todo):
+        print(f"\n{row}, seed {seed} ({index + 1} of {len(todo)})", flush=True)
         yield row, seed, train_row(config, row, seed)
 
 

@@ -2,11 +2,11 @@
 does.
 
 The papers ask other people's networks: a landmark detector (AKD, MKR), OpenFace (AED), py-feat (ARD, AUH), Inception
-(FID). Ours are small and shipped, so that every metric runs everywhere, and were trained on the embedded faces, of
+(FID). Ours are small and shipped, so that every metric runs everywhere, and were trained on the rendered faces, of
 which all answers are known. Numbers by one set of judges can't be compared with numbers by another.
 
-`minimodel.metrics.fid` takes any network's features. Those of ours are `minimodel.features.FaceFeatures`; the published
-network is `minimodel.inception.Inception`.
+`minimodel.evaluation.metrics.fid` takes any network's features. Those of ours are `minimodel.features.FaceFeatures`;
+the published network is `minimodel.evaluation.inception.Inception`.
 
 Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
 """
@@ -25,12 +25,12 @@ from minimodel.blocks import StridedBlock
 from minimodel.features import FaceFeatures, load_features
 from minimodel.landmarks import LANDMARKS, LandmarkDetector, sharpness
 from minimodel.landmarks import SIZE as LANDMARK_SIZE
-from minimodel.saving import fill, find_weights, make_metadata, read_config, write_weights
+from minimodel.saving import find_weights, load_weights_into, make_metadata, read_config, write_weights
 
 SIZE = 64  # side of the pictures that the reader sees
 ROTATION = ("yaw", "pitch", "roll")
 EXPRESSION = ("jaw", "part", "smile", "wide", "brows", "frown", "lids")
-# The action units that the embedded faces can show: the variable of `EXPRESSION` that tells each, the threshold, and
+# The action units that the rendered faces can show: the variable of `EXPRESSION` that tells each, the threshold, and
 # whether the unit is active above (1) or below it (-1).
 UNITS = {
     "brows raised (1 + 2)": ("brows", 0.3, 1),
@@ -73,8 +73,8 @@ class FaceReader(nn.Module):
         super().__init__()
         self.config = c = config
         inputs, self.trunk = 3 * 16, nn.Sequential(nn.PixelUnshuffle(4))
-        for number, width in enumerate(c.widths):
-            self.trunk.append(StridedBlock(inputs, width, stride=1 if number == 0 else 2, norm="batch"))
+        for index, width in enumerate(c.widths):
+            self.trunk.append(StridedBlock(inputs, width, stride=1 if index == 0 else 2, norm="batch"))
             inputs = width
         self.trunk.extend([nn.Conv2d(inputs, c.narrow, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()])
         self.identity = nn.Linear(16 * c.narrow, c.embedding)
@@ -95,25 +95,25 @@ class FaceReader(nn.Module):
         x = self.trunk(2 * resized(image, SIZE) - 1)
         with torch.autocast(image.device.type, enabled=False):  # bfloat16 would put landmarks onto a coarse grid
             places = (aligned(points.float()) - self.place_mean) / self.place_std
-            told = torch.cat([self.rotation(x.float()), self.expression(places)], dim=1)
-            told = self.mean + self.std * told
-            return F.normalize(self.identity(x.float()), dim=1), *told.split([len(ROTATION), len(EXPRESSION)], dim=1)
+            values = torch.cat([self.rotation(x.float()), self.expression(places)], dim=1)
+            values = self.mean + self.std * values
+            return F.normalize(self.identity(x.float()), dim=1), *values.split([len(ROTATION), len(EXPRESSION)], dim=1)
 
     def save(self, path: str | Path) -> None:
         config = json.dumps(dataclasses.asdict(self.config))
-        write_weights(self, path, make_metadata(config, kind="judges"))
+        write_weights(self, path, make_metadata(config, kind="assessors"))
 
     @classmethod
-    def load(cls, name_or_path: str | Path = "judges") -> "FaceReader":
+    def load(cls, name_or_path: str | Path = "assessors") -> "FaceReader":
         """The shipped reader, or a file written by `save`; on the CPU, in evaluation mode."""
-        path = find_weights(name_or_path, ["judges"])
+        path = find_weights(name_or_path, ["assessors"])
 
         def config(text: str) -> ReaderConfig:
             sizes = json.loads(text)
             return ReaderConfig(**sizes | dict(widths=tuple(sizes["widths"])))
 
-        reader = cls(read_config(path, "judges", config))
-        fill(reader, path)
+        reader = cls(read_config(path, "assessors", config))
+        load_weights_into(reader, path)
         return reader.eval()
 
 
@@ -137,7 +137,7 @@ def active_units(expression: Float[Tensor, "b 7"]) -> Bool[Tensor, "b 9"]:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Assessment:
     """What judges say about pictures: what the metrics compare."""
 
     points: Float[Tensor, "b k 2"]  # landmarks, normalised
@@ -148,9 +148,9 @@ class Verdict:
     features: Float[Tensor, "b f"]  # for FID
 
 
-class Judges(nn.Module):
-    """Pictures of faces -> `Verdict`. Any module that does the same, with a ``source`` that names it in tables, can
-    take its place in `minimodel.evaluate`: one that wraps the papers' networks, for instance."""
+class Assessors(nn.Module):
+    """Pictures of faces -> `Assessment`. Any module that does the same, with a ``source`` that names it in tables, can
+    take its place in `minimodel.evaluation.protocols`: one that wraps the papers' networks, for instance."""
 
     source = "ours"
 
@@ -159,10 +159,10 @@ class Judges(nn.Module):
         self.detector, self.reader, self.features = detector, reader, features
 
     @torch.no_grad()
-    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Verdict:
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Assessment:
         points, heatmaps = self.detector(resized(image, LANDMARK_SIZE))
         embedding, rotation, expression = self.reader(image, points)
-        return Verdict(
+        return Assessment(
             points=points,
             found=sharpness(heatmaps, points) > FOUND,
             embedding=embedding,
@@ -172,6 +172,6 @@ class Judges(nn.Module):
         )
 
 
-def load_judges() -> Judges:
+def load_assessors() -> Assessors:
     """All that is shipped."""
-    return Judges(LandmarkDetector.load(), FaceReader.load(), load_features("faces")).eval().requires_grad_(False)
+    return Assessors(LandmarkDetector.load(), FaceReader.load(), load_features("faces")).eval().requires_grad_(False)

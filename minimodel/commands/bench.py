@@ -15,11 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from minimodel.errors import check_positive
 from minimodel.features import load_features
 from minimodel.landmarks import LANDMARKS
-from minimodel.model import AnimationModel, Output, SourceState
+from minimodel.model import AnimationModel
+from minimodel.motion import Output, SourceState
 from minimodel.tps import random_transforms
-from minimodel.train import PRESET_FEATURES, TrainingStep, Weights, check_positive
+from minimodel.training.loop import PRESET_FEATURES
+from minimodel.training.objective import LossWeights, TrainingStep
 
 
 @dataclass
@@ -53,10 +56,10 @@ def bench(config: BenchConfig) -> dict[str, dict[str, float]]:
         source, driving = torch.rand(2, config.batch, 3, size, size, device=device)
         one, other = source[:1], driving[:1]
         with torch.inference_mode():
-            told = dict(landmarks=random_landmarks(1, device)) if model.config.prior == "landmarks" else {}
-            state = model.encode_source(one, **told)
-            encode_source = partial(model.encode_source, one, **told)
-            render_frame = partial(render_driving, model, state, other, **told)
+            given = dict(landmarks=random_landmarks(1, device)) if model.config.prior == "landmarks" else {}
+            state = model.encode_source(one, **given)
+            encode_source = partial(model.encode_source, one, **given)
+            render_frame = partial(render_driving, model, state, other, **given)
             per_source, source_stages = measure(model, encode_source, config.repeats)
             per_frame, frame_stages = measure(model, render_frame, config.repeats)
             work = multiply_adds(render_frame)
@@ -182,7 +185,7 @@ def time_training(model: AnimationModel, source: torch.Tensor, driving: torch.Te
     """Median seconds of a step that trains all: losses, gradients and Adam; on a GPU in bfloat16, as `train` does it.
     Steps of motion alone cost less."""
     features = load_features(PRESET_FEATURES[model.config.preset])
-    step = TrainingStep(model.train(), features, Weights()).to(source.device, memory_format=torch.channels_last)
+    step = TrainingStep(model.train(), features, LossWeights()).to(source.device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(step.learned)
     transform = random_transforms(len(source), torch.Generator().manual_seed(0))
     numbers = dict(control=transform.control, weights=transform.weights, affine=transform.affine)

@@ -1,0 +1,156 @@
+"""All sizes of a model in one dataclass, the presets that fill it in, and the papers' systems.
+
+Notebook: ``notebooks/11_train_a_full_model.ipynb``."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+from minimodel.errors import choose
+from minimodel.refinement import UpdaterWidths
+
+GENERATORS = ("unet", "inpainting", "residual")
+PRIORS = ("affine", "tps", "tokens", "landmarks", "none")
+SYSTEMS = {
+    "fomm": dict(prior="affine", refine=False, generator="unet"),
+    "mrfa": dict(prior="affine", refine=True, generator="unet"),
+    "s2d": dict(prior="landmarks", refine=False, generator="residual"),
+    "npmr": dict(prior="none", refine=True, generator="unet"),
+    "tpsm": dict(prior="tps", refine=False, generator="inpainting"),
+}
+
+
+@dataclass(frozen=True)
+class HourglassSizes:
+    base: int
+    levels: int
+    maximum: int
+
+
+@dataclass(frozen=True)
+class ResNetSizes:
+    base: int
+    levels: int
+    blocks: int
+    pool: bool
+
+
+@dataclass(frozen=True)
+class TokenSizes:
+    base: int  # of the trunk
+    blocks: int
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    ratio: int  # of the hidden layer's width
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All sizes of a model; saved with its weights. The defaults are those of the `paper` preset: the published ones,
+    where papers or their code give any."""
+
+    preset: str = "paper"
+    prior: str = "affine"
+    refine: bool = True
+    generator: str = "unet"
+    image_size: int = 256  # what the preset is trained at; any other size that the scales divide works too
+    coarse_scale: int = 4  # the coarse flow has 1 / coarse_scale of the image's side
+    points: int = 10  # parts; the TPS prior has a spline of several points for each
+    norm: str = "batch"
+    head_kernel: int = 7
+    folded: bool = False  # detectors see all pixels stacked as channels rather than their average
+    detector: HourglassSizes = HourglassSizes(32, 5, 1024)
+    spline_points: int = 5
+    spline_heatmaps: bool = False  # splines' points are read from heatmaps of ``detector``, as the affine prior's are
+    regularisation: float = 0.01  # of the splines
+    spline_detector: ResNetSizes = ResNetSizes(64, 4, 2, pool=True)  # without heatmaps
+    background: HourglassSizes = HourglassSizes(16, 2, 64)  # of the TPS prior's predictor; TPSM's is a ResNet-18
+    tokens: TokenSizes = TokenSizes(base=32, blocks=4, patch=4, width=192, depth=12, heads=8, ratio=3)
+    dense_motion: HourglassSizes = HourglassSizes(64, 5, 1024)
+    structure: HourglassSizes = HourglassSizes(32, 5, 512)
+    structure_features: int = 256
+    structure_sees_image: bool = True
+    radius: int = 3  # r of the lookup
+    pyramid: int = 1  # P: how many times the volume is averaged
+    iterations: int = 6
+    updater: UpdaterWidths = UpdaterWidths()
+    update_flow: bool = True
+    update_occlusion: bool = True
+    warped_source: bool = True
+    unet: HourglassSizes = HourglassSizes(64, 5, 512)
+    inpainting: HourglassSizes = HourglassSizes(64, 3, 512)
+    residual: HourglassSizes = HourglassSizes(64, 2, 512)  # of the residual generator, with ...
+    residual_blocks: int = 6
+    whole_branch: HourglassSizes = HourglassSizes(32, 5, 512)  # the global branch of the landmarks prior ...
+    whole_scale: int = 1  # ... sees the picture at 1 / whole_scale of its side
+    local_branch: HourglassSizes = HourglassSizes(32, 3, 128)  # of each local branch
+    adain: bool = True
+    add_motion: bool = True
+    local_motion: bool = True
+    blend: bool = True  # show the warped source itself where it can be trusted; False is Eq. 9-10 to the letter
+
+    @classmethod
+    def from_json(cls, text: str) -> "Config":
+        values = json.loads(text)
+        choose("prior", values["prior"], PRIORS)
+        choose("generator", values["generator"], GENERATORS)
+        # Files written before a field was there don't have it.
+        for name, default in vars(cls()).items():
+            if isinstance(default, HourglassSizes | ResNetSizes | TokenSizes) and name in values:
+                values[name] = type(default)(**values[name])
+        widths = {name: tuple(w) if isinstance(w, list) else w for name, w in values["updater"].items()}
+        return cls(**values | {"updater": UpdaterWidths(**widths)})
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+
+PRESETS = {
+    "tiny": ModelConfig(
+        preset="tiny",
+        image_size=64,
+        coarse_scale=2,
+        head_kernel=3,
+        folded=True,
+        detector=HourglassSizes(24, 3, 96),
+        spline_heatmaps=True,
+        spline_detector=ResNetSizes(16, 4, 1, pool=False),
+        tokens=TokenSizes(base=24, blocks=2, patch=2, width=96, depth=4, heads=4, ratio=2),
+        dense_motion=HourglassSizes(24, 3, 96),
+        structure=HourglassSizes(16, 3, 64),
+        structure_features=32,
+        iterations=4,
+        updater=UpdaterWidths((32, 32), (16, 16), 48, (32, 32), 32),
+        unet=HourglassSizes(32, 3, 128),
+        inpainting=HourglassSizes(16, 3, 64),
+        residual=HourglassSizes(32, 2, 96),
+        residual_blocks=3,
+        whole_branch=HourglassSizes(24, 3, 64),
+        whole_scale=2,
+        local_branch=HourglassSizes(16, 2, 32),
+    ),
+    "small": ModelConfig(
+        preset="small",
+        image_size=128,
+        coarse_scale=4,
+        detector=HourglassSizes(32, 4, 256),
+        spline_heatmaps=True,
+        spline_detector=ResNetSizes(32, 4, 2, pool=False),
+        tokens=TokenSizes(base=32, blocks=2, patch=2, width=128, depth=6, heads=4, ratio=3),
+        dense_motion=HourglassSizes(32, 4, 256),
+        structure=HourglassSizes(32, 4, 256),
+        structure_features=64,
+        iterations=5,
+        updater=UpdaterWidths((64, 64), (32, 32), 96, (96, 64), 64),
+        unet=HourglassSizes(48, 4, 256),
+        inpainting=HourglassSizes(32, 4, 192),
+        residual=HourglassSizes(48, 2, 256),
+        residual_blocks=4,
+        whole_branch=HourglassSizes(32, 4, 256),
+        whole_scale=2,
+        local_branch=HourglassSizes(32, 3, 128),
+    ),
+    "paper": ModelConfig(),
+}

@@ -1,0 +1,86 @@
+"""Training of the network that `animate --mode avd` needs.
+
+Notebook: ``notebooks/10_motion_transfer.ipynb``."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from minimodel.data.pairs import Augmentation, PairStream, open_sources, step_generator
+from minimodel.errors import check_positive
+from minimodel.model import AnimationModel
+from minimodel.motion import Motion
+from minimodel.saving import whole_file
+from minimodel.transfer import AvdNetwork, avd, avd_path, deformed, flatten, join, take
+
+
+@dataclass
+class TrainAvdConfig:
+    """Train what `animate --mode avd` needs: two small encoders and a decoder for the points of one model."""
+
+    weights: str = "tiny"
+    """The model: shipped weights by name, or a .safetensors file. The network is saved beside them, as avd-NAME."""
+    data: tuple[str, ...] = ("synthetic",)
+    """"synthetic", folders of clips, or several of both: best what the model was trained on."""
+    pairs: int = 2000
+    """Pairs of frames whose points are found, once ..."""
+    steps: int = 2000
+    """... and then deformed anew in each of so many steps."""
+    batch: int = 128
+    """Pairs a step."""
+    seed: int = 0
+
+
+AVD_RATE = 2e-3
+
+
+def train_avd(config: TrainAvdConfig) -> AvdNetwork:
+    """Train on two frames of one film (TPSM section 3.4): one gives the shape, the other, deformed as if it were
+    someone else's, the pose, and the result shall be that other frame's motion before it was deformed."""
+    check_positive(config, "pairs", "steps", "batch")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = AnimationModel.load(config.weights).to(device)
+    if model.config.prior == "landmarks":
+        raise ValueError(f"{config.weights}: moves by landmarks; avd is for models that find their own points")
+    path = avd_path(config.weights)
+    with whole_file(path) as unfinished:
+        source, driving = motion_pairs(model, config, device)
+        torch.manual_seed(config.seed)
+        network = AvdNetwork(source.points.shape[1], with_affine=source.affine is not None).to(device)
+        rows = flatten(driving)
+        network.mean.copy_(rows.mean(0))
+        network.std.copy_(rows.std(0).clamp_min(0.01))  # numbers that never change would be blown up
+        optimizer = torch.optim.Adam(network.parameters(), lr=AVD_RATE)
+        generator = step_generator(config.seed, 0)
+        bar = tqdm(range(config.steps), unit=" steps", dynamic_ncols=True, desc="training")
+        for step in bar:
+            optimizer.param_groups[0]["lr"] = AVD_RATE * (1 - step / config.steps)
+            chosen = torch.randint(len(rows), (config.batch,), generator=generator).to(device)
+            shape, target = (take(motion, chosen) for motion in (source, driving))
+            prediction = avd(shape, deformed(target, generator), network)
+            loss = F.l1_loss(prediction.points, target.points)
+            if target.affine is not None:
+                loss = loss + F.l1_loss(prediction.affine, target.affine)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if step % 100 == 0:
+                bar.set_postfix_str(f"loss {loss.item():.4f}")
+        network.eval().save(unfinished, model=model)
+    print(f"wrote {path}")
+    return network
+
+
+@torch.no_grad()
+def motion_pairs(model: AnimationModel, config: TrainAvdConfig, device: torch.device) -> tuple[Motion, Motion]:
+    """What the model sees in the frames of ``config.pairs`` pairs."""
+    size, batch = model.config.image_size, 32
+    sources = open_sources(config.data, size, Augmentation())
+    stream, found = PairStream(sources, size, device, batch=batch, seed=config.seed), ([], [])
+    for step in tqdm(range(-(-config.pairs // batch)), unit=" batches", dynamic_ncols=True, desc="finding points"):
+        frames = stream[step]
+        for name, motions in zip(("source", "driving"), found):
+            motions.append(model.encode_driving(frames[name]))
+    return tuple(join(motions) for motions in found)

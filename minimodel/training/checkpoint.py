@@ -1,0 +1,62 @@
+"""A run's state on disk, written whole or not at all."""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+
+@dataclass
+class RunState:
+    """How far a run is."""
+
+    step: int = 0
+    seconds: float = 0.0  # of training, without evaluations
+
+
+def save_checkpoint(
+    output: str | Path,
+    learners: dict[str, nn.Module],
+    average: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    state: RunState,
+) -> None:
+    """Write all that a run needs to go on, and the averaged model for use: each file whole or not at all."""
+    output = Path(output)
+    parts = learners | dict(average=average, optimizer=optimizer)
+    checkpoint = {name: part.state_dict() for name, part in parts.items()}
+    checkpoint |= dict(metadata=average.module.metadata(), state=dataclasses.asdict(state))
+    for name, write in (("checkpoint.pt", partial(torch.save, checkpoint)), ("model.safetensors", average.module.save)):
+        unfinished = output / f"{name}.unfinished"
+        try:
+            write(unfinished)
+            os.replace(unfinished, output / name)
+        except (RuntimeError, SafetensorError) as error:  # how they say that a disk is full
+            raise OSError(f"{output / name}: can't be written ({str(error).splitlines()[0]})") from error
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def load_checkpoint(
+    output: str | Path, learners: dict[str, nn.Module], average: AveragedModel, optimizer: torch.optim.Optimizer
+) -> RunState:
+    """Bring a run back to its checkpoint; a fresh state if there is none."""
+    path = Path(output) / "checkpoint.pt"
+    if not path.exists():
+        return RunState()
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        metadata = checkpoint["metadata"]
+    except Exception as error:  # whatever a broken or foreign file makes torch raise
+        raise ValueError(f"{path}: not a checkpoint of minimodel, or damaged; move it away to start afresh") from error
+    if metadata != average.module.metadata():
+        raise ValueError(f"{path}: from a model of other sizes or another version; choose another --output")
+    for name, part in (learners | dict(average=average, optimizer=optimizer)).items():
+        part.load_state_dict(checkpoint[name])
+    return RunState(**checkpoint["state"])

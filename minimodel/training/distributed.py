@@ -1,0 +1,40 @@
+"""What several processes must agree on."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+def share_statistics(model: nn.Module, device: torch.device) -> nn.Module:
+    """Let every BatchNorm see the batches of all processes; torch's own layer for that works on GPUs only."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__ = SharedBatchNorm
+    return model
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """BatchNorm whose mean and variance are those of all processes' batches, which must be of one size. Under autocast
+    they are taken in float32, as torch's own layer does."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        if not self.training:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.shared(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
+
+    def shared(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        processes = distributed.get_world_size()
+        mean = all_reduce(x.mean((0, 2, 3))) / processes
+        centred = x - mean[:, None, None]
+        variance = all_reduce(centred.square().mean((0, 2, 3))) / processes
+        with torch.no_grad():
+            count = processes * x.numel() / x.shape[1]
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return centred * scale[:, None, None] + self.bias[:, None, None]
