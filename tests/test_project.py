@@ -5,6 +5,8 @@ import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
+from setuptools import find_packages
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -41,6 +43,7 @@ def test_what_runs_is_what_the_lock_says():
 
 
 def test_every_module_is_packaged():
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    finder = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    packages = find_packages(ROOT, include=finder["include"])
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "minimodel").rglob("*.py")}
     assert found == set(packages)

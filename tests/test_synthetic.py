@@ -1,15 +1,19 @@
 """The faces against what must hold exactly: every other claim about motion in this project leans on these."""
 
+import ast
 import itertools
+import re
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from minimodel.data import faces as package
 from minimodel.data import synthetic
-from minimodel.data.synthetic import (
+from minimodel.data.faces import (
     PARTS,
     Faces,
     animate_states,
@@ -22,7 +26,12 @@ from minimodel.data.synthetic import (
     sample_pairs,
     sample_states,
 )
-from minimodel.warping import from_pixels, warp
+from minimodel.data.faces.arithmetic import columns
+from minimodel.data.faces.expressions import deform, eye_bands, mouth_bands, undeform
+from minimodel.data.faces.scene import prepare
+from minimodel.data.faces.tracing import trace
+from minimodel.data.faces.truth import place_landmarks
+from minimodel.warping import from_pixels, identity_grid, warp
 
 PART = {name: i for i, name in enumerate(PARTS)}
 FACE = ("skin", "brows", "eyes", "nose", "upper lip", "lower lip", "mouth")
@@ -97,7 +106,7 @@ def test_shift_scale_and_pan_give_the_analytic_flow():
     source, driving = Faces(faces.identity, still), Faces(faces.identity, moved)
     flow, _ = flow_between(source, driving, 64)
     labels = parsing(driving, 64)
-    grid = synthetic.identity_grid(64, 64)
+    grid = identity_grid(64, 64)
     center = faces.identity.center[:, :, None, None]
     head = (grid - center - moved.shift[:, :, None, None]) / 1.06 + center - grid
     rigid = of_parts(labels, *FACE, "ears", "glasses").expand(-1, 2, -1, -1)
@@ -117,9 +126,9 @@ def test_the_flow_carries_landmarks_to_the_sources_landmarks():
     inside = erode(visible, 1) & away_from_edges(parsing(driving, size), 1) & (spread.amax(1, True) < 4 / size)
     here, there = landmarks(driving, size), landmarks(source, size)
     at = from_pixels(here, (size, size))
-    scene = synthetic.prepare(driving)
-    where, depth = synthetic.place_landmarks(scene)
-    in_front = (synthetic.trace(scene, where).depth - depth).abs() < 0.01  # nothing hides the landmark
+    scene = prepare(driving)
+    where, depth = place_landmarks(scene)
+    in_front = (trace(scene, where).depth - depth).abs() < 0.01  # nothing hides the landmark
     usable = (sample(inside.float(), at) > 0.999)[..., 0] & in_front
     carried = here + sample(flow, at) * size / 2
     error = (carried - there).norm(dim=-1)[usable]
@@ -181,29 +190,29 @@ def test_gaze_alone_moves_eyes_alone():
 def test_the_expression_map_and_its_inverse():
     faces = Faces.sample(64, 7)
     faces = faces.map(lambda value: value.double())
-    who, how = synthetic.columns(faces.identity), synthetic.columns(faces.state)
+    who, how = columns(faces.identity), columns(faces.state)
     generator = torch.Generator().manual_seed(0)
     lam = (torch.rand(64, 2000, generator=generator, dtype=torch.float64) - 0.5) * 3
     psi = torch.rand(64, 2000, generator=generator, dtype=torch.float64) * 4 - 2.5
-    moved = synthetic.deform(who, how, lam, psi)
+    moved = deform(who, how, lam, psi)
     assert (moved[1] - psi).abs().max() > 0.2 and (moved[0] - lam).abs().max() > 0.03
-    lam_back, psi_back, in_eye, in_mouth = synthetic.undeform(who, how, *moved)
+    lam_back, psi_back, in_eye, in_mouth = undeform(who, how, *moved)
     assert (lam_back - lam).abs().max() < 1e-5 and (psi_back - psi).abs().max() < 1e-5
     assert not (in_eye | in_mouth).any()  # skin never ends up in an opening
     column = psi.sort(dim=1).values
-    bent = synthetic.deform(who, how, lam[:, :1].expand_as(column), column)[1]
+    bent = deform(who, how, lam[:, :1].expand_as(column), column)[1]
     assert (bent.diff(dim=1) > -1e-9).all()  # bands never cross
 
 
 def test_bands_never_cross_whatever_the_state():
     people = sample_identities(64, 8)
-    who, lam = synthetic.columns(people), torch.linspace(-1.4, 1.4, 281).expand(64, -1)
+    who, lam = columns(people), torch.linspace(-1.4, 1.4, 281).expand(64, -1)
     for high in itertools.product((False, True), repeat=6):
         jaw, part, smile, wide, brows, lids = (torch.full((64,), float(x)) for x in high)
         state = replace(neutral_states(64), jaw=jaw, part=part, smile=2 * smile - 1, wide=2 * wide - 1, frown=1 - brows)
         state = replace(state, brows=(2 * brows - 1)[:, None].repeat(1, 2), lids=(1.4 * lids)[:, None].repeat(1, 2))
-        for bands in (synthetic.eye_bands, synthetic.mouth_bands):
-            for borders in bands(who, synthetic.columns(state), lam):
+        for bands in (eye_bands, mouth_bands):
+            for borders in bands(who, columns(state), lam):
                 assert torch.stack(borders).diff(dim=0).min() > -1e-6
 
 
@@ -412,7 +421,22 @@ def test_a_pair_could_be_two_frames_of_one_film():
 
 
 def test_autocast_leaves_rendering_alone():
-    faces = synthetic.Faces.sample(2, 5)
+    faces = Faces.sample(2, 5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        narrow = synthetic.render(faces, 32)
-    assert torch.equal(narrow, synthetic.render(faces, 32))
+        narrow = render(faces, 32)
+    assert torch.equal(narrow, render(faces, 32))
+
+
+def test_each_file_imports_only_from_those_that_the_overview_names_before_it():
+    files = {path.stem: path for path in Path(package.__file__).parent.glob("*.py") if path.stem != "__init__"}
+    order = list(dict.fromkeys(name for name in re.findall(r"`(\w+)`", package.__doc__) if name in files))
+    assert set(order) == set(files)
+    for name, path in files.items():
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        used = {node.module.rpartition(".")[2] for node in nodes if node.module.startswith(package.__name__)}
+        assert used <= set(order[: order.index(name)])
+
+
+def test_the_older_name_has_all_that_is_public():
+    assert set(synthetic.__all__) == set(package.__all__)
+    assert all(getattr(synthetic, name) is getattr(package, name) for name in package.__all__)
