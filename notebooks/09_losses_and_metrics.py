@@ -760,5 +760,5 @@ assert left["moved, turned, smaller"] < 0.01 < 1 < min(left["jaw"], left["yaw"])
 # ## Read next
 #
 # The code of this notebook: [`minimodel/losses.py`](../minimodel/losses.py), [`minimodel/evaluation/metrics.py`](../minimodel/evaluation/metrics.py),
-# [`minimodel/features.py`](../minimodel/features.py), [`minimodel/assessors.py`](../minimodel/evaluation/assessors.py). Next:
+# [`minimodel/features.py`](../minimodel/features.py), [`minimodel/evaluation/assessors.py`](../minimodel/evaluation/assessors.py). Next:
 # [10 · Motion transfer](10_motion_transfer.ipynb), where the right person in the right pose is the whole question.
