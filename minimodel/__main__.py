@@ -1,56 +1,85 @@
-"""The command line: ``minimodel COMMAND --help``."""
+"""The command line: ``minimodel COMMAND --help``.
 
+Each command is imported when it runs: so help comes at once, and no command needs what only others use.
+"""
+
+import contextlib
 import dataclasses
+import difflib
+import io
+import re
 import sys
 import warnings
+from importlib import import_module
 
-import torch
-import tyro
-
-from minimodel.commands.animate import AnimateConfig, animate
-from minimodel.commands.bench import BenchConfig, bench
-from minimodel.commands.evaluate import EvaluateConfig, run
-from minimodel.commands.find_landmarks import FindLandmarksConfig, landmarks
-from minimodel.commands.prepare import PrepareConfig, prepare
-from minimodel.commands.synthesize import SynthesizeConfig, synthesize
-from minimodel.memory import keep_freed_memory
-from minimodel.training.ablation import AblateConfig, ablate
-from minimodel.training.assessors import TrainAssessorsConfig, train_assessors
-from minimodel.training.avd import TrainAvdConfig, train_avd
-from minimodel.training.features import TrainFeaturesConfig, train_features
-from minimodel.training.landmarks import TrainLandmarksConfig, train_landmarks
-from minimodel.training.loop import TrainConfig, TrainingStopped, train
-
+# Command -> the module of its options and function, their names, and what it does.
 COMMANDS = {
-    "animate": (AnimateConfig, animate),
-    "train": (TrainConfig, train),
-    "evaluate": (EvaluateConfig, run),
-    "prepare": (PrepareConfig, prepare),
-    "synthesize": (SynthesizeConfig, synthesize),
-    "train-avd": (TrainAvdConfig, train_avd),
-    "train-features": (TrainFeaturesConfig, train_features),
-    "find-landmarks": (FindLandmarksConfig, landmarks),
-    "train-landmarks": (TrainLandmarksConfig, train_landmarks),
-    "ablate": (AblateConfig, ablate),
-    "train-assessors": (TrainAssessorsConfig, train_assessors),
-    "bench": (BenchConfig, bench),
+    "animate": ("commands.animate", "AnimateConfig", "animate", "a photo moves like a film"),
+    "train": ("training.loop", "TrainConfig", "train", "train a model"),
+    "evaluate": ("commands.evaluate", "EvaluateConfig", "run_evaluation", "measure a model"),
+    "prepare": ("commands.prepare", "PrepareConfig", "prepare", "make clips to train on from any films"),
+    "synthesize": ("commands.synthesize", "SynthesizeConfig", "synthesize", "write rendered clips with their truth"),
+    "find-landmarks": ("commands.find_landmarks", "FindLandmarksConfig", "find_film_landmarks", "74 points of a film"),
+    "ablate": ("training.ablation", "AblateConfig", "ablate", "train and measure a paper's table"),
+    "bench": ("commands.bench", "BenchConfig", "bench", "time rendering and training"),
+    "train-avd": ("training.avd", "TrainAvdConfig", "train_avd", "train what `animate --mode avd` needs"),
+    "train-landmarks": ("training.landmarks", "TrainLandmarksConfig", "train_landmarks", "train the landmark detector"),
+    "train-features": ("training.features", "TrainFeaturesConfig", "train_features", "train the loss's features"),
+    "train-assessors": ("training.assessors", "TrainAssessorsConfig", "train_assessors", "train the metrics' reader"),
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. What the user can mend ends in one line and exit code 2, never in a traceback."""
-    chosen = tyro.extras.subcommand_cli_from_dict(
-        {name: config for name, (config, _) in COMMANDS.items()}, prog="minimodel", args=arguments
-    )
+    """Run one command; -> its exit code. What the user can mend ends in one line and code 2; a bug keeps its
+    traceback."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(import_module("minimodel").__version__)
+        return 0
+    if words[0] not in COMMANDS:
+        near = difflib.get_close_matches(words[0], COMMANDS, 1)
+        meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        print(f"minimodel: unknown command {words[0]!r}: {meant}", file=sys.stderr)
+        return 2
+    return run(words[0], words[1:])
+
+
+def overview() -> str:
+    """All commands, a line each."""
+    rows = "\n".join(f"  {name:16} {what}" for name, (*_, what) in COMMANDS.items())
+    return f"usage: minimodel COMMAND [options]\n\n{rows}\n\nminimodel COMMAND --help lists a command's options."
+
+
+def run(command: str, words: list[str]) -> int:
+    """Parse a command's options, and run it."""
+    import torch
+    import tyro
+
+    from minimodel.errors import MinimodelError
+    from minimodel.runtime import keep_freed_memory
+
+    module, config, function, _ = COMMANDS[command]
+    home = import_module(f"minimodel.{module}")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            chosen = tyro.cli(getattr(home, config), prog=f"minimodel {command}", args=words)
+    except SystemExit as ended:  # after help, or a box of words about options that can't be
+        if ended.code:
+            print(f"minimodel: {one_line(said.getvalue())}; see minimodel {command} --help", file=sys.stderr)
+        return 2 if ended.code else 0
     warnings.showwarning = lambda message, *_, **__: print(f"minimodel: {message}", file=sys.stderr)
     keep_freed_memory()
     try:
         for field in dataclasses.fields(chosen):
             # tyro takes an option of many values without any, which only means something where it is the default.
             if getattr(chosen, field.name) == () != field.default:
-                raise ValueError(f"--{field.name}: none given")
-        next(run for config, run in COMMANDS.values() if type(chosen) is config)(chosen)
-    except (ValueError, OSError, TrainingStopped) as error:
+                raise MinimodelError(f"--{field.name}: none given")
+        getattr(home, function)(chosen)
+    except (MinimodelError, OSError) as error:
         print(f"minimodel: {error}", file=sys.stderr)
         return 2
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -61,6 +90,13 @@ def main(arguments: list[str] | None = None) -> int:
         print("minimodel: stopped", file=sys.stderr)
         return 130  # as a shell says it
     return 0
+
+
+def one_line(box: str) -> str:
+    """What stands in tyro's box, without its frame and its last paragraph."""
+    lines = [re.sub(r"[^\x20-\x7e]", "", line).strip(" -") for line in box.splitlines()]
+    rest = [line for line in lines if line and not line.startswith(("For full helptext", "Invalid "))]
+    return " ".join(rest).rstrip(".")
 
 
 if __name__ == "__main__":

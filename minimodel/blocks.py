@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from minimodel.errors import MinimodelError
+
 
 def normalisation(kind: str, channels: int) -> nn.Module:
     """``kind`` "batch" is what the papers use; "group" doesn't depend on the batch, which small batches want."""
@@ -15,7 +17,7 @@ def normalisation(kind: str, channels: int) -> nn.Module:
         return nn.BatchNorm2d(channels)
     if kind == "group":
         return nn.GroupNorm(max(1, channels // 8), channels)
-    raise ValueError(f"unknown normalisation {kind!r}: expected 'batch' or 'group'")
+    raise MinimodelError(f"unknown normalisation {kind!r}: expected 'batch' or 'group'")
 
 
 class ConvBlock(nn.Sequential):
@@ -65,12 +67,13 @@ class Hourglass(nn.Module):
     """Down ``levels`` times by two and up again, with skip connections; the input itself is the last skip.
 
     Level i has ``base`` * 2^i channels, at most ``maximum``; the output has ``self.channels`` = ``base`` + ``inputs``,
-    and what rises to each level, coarsest first, ``self.scale_channels``. The sides of its input must be divisible by
-    2^``levels``.
+    and what rises to each level, coarsest first, ``self.scale_channels``. The sides of its input must be multiples of
+    ``self.step`` = 2^``levels``.
     """
 
     def __init__(self, inputs: int, *, base: int, levels: int, maximum: int, norm: str):
         super().__init__()
+        self.step = 2**levels
         widths = [inputs] + [min(maximum, base * 2 ** (level + 1)) for level in range(levels)]
         self.down = nn.ModuleList(DownBlock(widths[i], widths[i + 1], norm=norm) for i in range(levels))
         # Going up, all levels but the lowest receive the features that came down beside what rises from below.

@@ -8,6 +8,8 @@ the current flow points. Averaging over source positions and bilinear reading ar
 Notebooks: ``notebooks/06_structure_correlation.ipynb``, ``notebooks/07_lookup_and_refinement.ipynb``.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
@@ -210,6 +212,7 @@ class StructureEncoder(nn.Module):
         norm: str,
     ):
         super().__init__()
+        self.sees_image = sees_image
         self.position = nn.Parameter(0.02 * torch.randn(1, points, size, size))
         inputs = 2 * points + (3 if sees_image else 0)
         self.hourglass = Hourglass(inputs, base=base, levels=levels, maximum=maximum, norm=norm)
@@ -223,3 +226,50 @@ class StructureEncoder(nn.Module):
         if image is not None:
             inputs.append(image)
         return self.head(self.hourglass(torch.cat(inputs, dim=1))).float()
+
+
+class StructureCorrelation(nn.Module):
+    """The two structure encoders, and the correlation of what they make (MRFA section 3.2).
+
+    The source's encoder may see the picture at 1 / ``scale`` of its side, beside the points; the driving one sees
+    points alone. ``levels`` and ``radius`` are those of `lookup`.
+    """
+
+    # Volumes up to this many numbers a pair are held: they are quicker; larger images look up without (see
+    # `Correlation`).
+    held_numbers = 2**24
+
+    def __init__(
+        self,
+        source_encoder: StructureEncoder,
+        driving_encoder: StructureEncoder,
+        *,
+        scale: int,
+        radius: int,
+        levels: int,
+    ):
+        super().__init__()
+        self.source_encoder, self.driving_encoder = source_encoder, driving_encoder
+        self.scale, self.radius, self.levels = scale, radius, levels
+        self.step = scale * math.lcm(source_encoder.hourglass.step, driving_encoder.hourglass.step)
+
+    def encode_source(
+        self, points: Float[Tensor, "b k 2"], image: Float[Tensor, "b 3 height width"]
+    ) -> Float[Tensor, "b c h w"]:
+        """The source's structure features; they don't depend on the driving frame."""
+        small = F.avg_pool2d(image, self.scale)
+        shown = small if self.source_encoder.sees_image else None
+        return self.source_encoder(points, tuple(small.shape[-2:]), shown)
+
+    def forward(
+        self, source_structure: Float[Tensor, "b c h w"], driving_points: Float[Tensor, "b k 2"]
+    ) -> Correlation:
+        height, width = source_structure.shape[-2:]
+        driving_structure = self.driving_encoder(driving_points, (height, width))
+        return Correlation(
+            driving_structure,
+            source_structure.expand(len(driving_structure), -1, -1, -1),
+            radius=self.radius,
+            levels=self.levels,
+            hold_volume=(height * width) ** 2 <= self.held_numbers,
+        )

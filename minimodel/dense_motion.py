@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from minimodel.affine import combine
 from minimodel.blocks import Hourglass, UpBlock
+from minimodel.errors import MinimodelError
 from minimodel.keypoints import gaussian_heatmaps
 from minimodel.motion import CoarseMotion
 from minimodel.warping import warp
@@ -32,7 +33,7 @@ def dropout_scales(chances: Float[Tensor, "b k"], probability: float) -> Float[T
     """b_k / (1 - P) of TPSM Eq. 7-8: parts are dropped where ``chances``, uniform in [0, 1), are below ``probability``,
     and the others count for more, so that the sum of exponentials is expected to stay the same."""
     if not 0 <= probability < 1:
-        raise ValueError(f"probability of dropping a part is {probability}: expected at least 0 and less than 1")
+        raise MinimodelError(f"probability of dropping a part is {probability}: expected at least 0 and less than 1")
     return (chances >= probability).to(chances) / (1 - probability)
 
 
@@ -63,12 +64,13 @@ class DenseMotion(nn.Module):
     ):
         super().__init__()
         if not 0 <= coarser < levels:
-            raise ValueError(
+            raise MinimodelError(
                 f"{coarser} coarser occlusions: expected 0 to {levels - 1}, an hourglass of {levels} levels"
             )
         self.points_per_part = points_per_part
         inputs = (3 + points_per_part) * (parts + 1)
         self.hourglass = Hourglass(inputs, base=base, levels=levels, maximum=maximum, norm=norm)
+        self.step = self.hourglass.step
 
         def head(inputs: int, outputs: int) -> nn.Conv2d:
             return nn.Conv2d(inputs, outputs, head_kernel, padding=head_kernel // 2)

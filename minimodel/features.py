@@ -14,6 +14,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from minimodel.errors import MinimodelError
 from minimodel.keypoints import soft_argmax
 from minimodel.saving import WEIGHTS
 from minimodel.warping import resize_flow
@@ -138,7 +139,7 @@ class _Published:
 
 def _load(choices: dict[str, _Published], weights: str) -> tuple[str, nn.Module]:
     """Name and network, frozen, of the choice that ``weights`` names, with what is published, or that the file
-    ``weights`` is of. A file of none is a ValueError in one line; published weights that can't be had an OSError."""
+    ``weights`` is of. A file of none is a MinimodelError; published weights that can't be had are an OSError."""
     failed: Exception | None = None
     for name in [weights] if weights in choices else choices:
         network = choices[name].network()
@@ -150,7 +151,7 @@ def _load(choices: dict[str, _Published], weights: str) -> tuple[str, nn.Module]
             failed = error
     if weights in choices:
         raise OSError(str(failed)) from failed
-    raise ValueError(f"{weights}: not a file with {_whose(choices)} weights ({type(failed).__name__})") from failed
+    raise MinimodelError(f"{weights}: not a file with {_whose(choices)} weights ({type(failed).__name__})") from failed
 
 
 def _whose(choices: dict[str, _Published]) -> str:
@@ -158,16 +159,16 @@ def _whose(choices: dict[str, _Published]) -> str:
 
 
 def _needed(choices: dict[str, _Published], weights: str, *, measure: str) -> tuple[str, nn.Module]:
-    """`_load` for a ``measure`` that no other network can stand in for: whatever is missing is a ValueError in one
+    """`_load` for a ``measure`` that no other network can stand in for: whatever is missing is a MinimodelError in one
     line."""
     if weights not in choices and not Path(weights).is_file():
         names = ", ".join(repr(name) for name in choices)
-        raise ValueError(f"{measure} {weights!r}: expected {names} or a file with {_whose(choices)} weights")
+        raise MinimodelError(f"{measure} {weights!r}: expected {names} or a file with {_whose(choices)} weights")
     try:
         return _load(choices, weights)
     except OSError as error:
         choice = choices[weights]
-        raise ValueError(
+        raise MinimodelError(
             f"{measure} needs {choice.whose} weights, which can't be had ({error}): {choice.url}"
         ) from error
 
@@ -183,7 +184,7 @@ def load_features(name: str = "faces") -> nn.Module:
         network.load_state_dict(load_file(WEIGHTS / "features.safetensors"))
     else:
         if name != "vgg19" and not Path(name).is_file():
-            raise ValueError(f"features {name!r}: expected 'faces', 'vgg19' or a file with VGG-19 weights")
+            raise MinimodelError(f"features {name!r}: expected 'faces', 'vgg19' or a file with VGG-19 weights")
         try:
             _, network = _load({"vgg19": _Published(VGG19, "VGG-19's", VGG19_URL)}, name)
         except OSError as error:

@@ -5,16 +5,62 @@ Eq. 2).
 Notebook: ``notebooks/08_occlusion_gated_unet.ipynb``.
 """
 
+from typing import Protocol, runtime_checkable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from minimodel.blocks import ConvBlock, DownBlock, ResidualBlock, UpBlock
+from minimodel.losses import Discriminator, warp_loss
+from minimodel.motion import SourceState, Stages, TrainingPair
 from minimodel.warping import warp
 
+Painting = tuple[Tensor, Tensor | None]
 
-class SourceEncoder(nn.Module):
+
+@runtime_checkable
+class Generator(Protocol):
+    """What `AnimationModel` asks of a generator. Any ``nn.Module`` with these members can be one.
+
+    ``scales``: how many resolutions of flows and occlusions it wants: the picture's, half of it, a quarter, ...
+    ``feature_channels``: channels of what `encode` gives at those resolutions, coarsest first.
+    ``step``: both sides of a picture must be multiples of it.
+    ``uses_features``: whether `paint` reads ``source.features``; refinement reads them in any case.
+    ``loss_uses_features``: whether `loss_terms` does, also in steps that train motion alone.
+    """
+
+    scales: int
+    feature_channels: list[int]
+    step: int
+    uses_features: bool = True
+    loss_uses_features: bool = False
+
+    def encode(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        """Features of the source, coarsest first; computed once a source."""
+        ...
+
+    def paint(self, source: SourceState, stages: Stages) -> Painting:
+        """-> a picture (b, 3, h, w) in [0, 1], and occlusion logits (b, 1, h, w): where they are high the warped source
+        is shown instead. Without them (None) the picture is shown as it is."""
+        ...
+
+    def loss_terms(self, pair: TrainingPair) -> dict[str, Tensor]:
+        """Terms of its own for the loss, by the names of their weights in `minimodel.training.objective.LossWeights`;
+        none by default."""
+        return {}
+
+    def make_discriminator(self) -> nn.Module | None:
+        """A network that learns to tell its pictures from real ones, to be trained beside it; none by default."""
+        return None
+
+    def timed_modules(self) -> dict[str, list[nn.Module]]:
+        """Modules of `encode` whose time a benchmark tells apart, by stage; none lies inside another."""
+        return {}
+
+
+class SourceEncoder(nn.Module, Generator):
     """What the generators share: the source's features at every scale.
 
     They are listed coarsest first, as the papers number them: f_1 has 1 / 2^``levels`` of the image's side, the last
@@ -23,6 +69,7 @@ class SourceEncoder(nn.Module):
 
     def __init__(self, *, base: int, levels: int, maximum: int, outer_kernel: int, norm: str):
         super().__init__()
+        self.scales, self.step = levels + 1, 2**levels
         widths = [min(maximum, base * 2**level) for level in range(levels + 1)]
         self.first = ConvBlock(3, base, kernel=outer_kernel, norm=norm)
         self.down = nn.ModuleList(DownBlock(widths[i], widths[i + 1], norm=norm) for i in range(levels))
@@ -35,12 +82,21 @@ class SourceEncoder(nn.Module):
             features.append(block(features[-1]))
         return features[::-1]
 
+    def timed_modules(self) -> dict[str, list[nn.Module]]:
+        return {"source features": [self.first, *self.down]}
+
 
 class GatedUNet(SourceEncoder):
-    """At every scale the occlusion chooses between the warped source features and what rises from the scale below."""
+    """At every scale the occlusion chooses between the warped source features and what rises from the scale below.
 
-    def __init__(self, *, base: int, levels: int, maximum: int, outer_kernel: int, norm: str):
+    With ``blend`` the finest occlusion chooses once more, between the warped source itself and what was painted. The
+    paper doesn't have this step, its published code does. Without it the first hours of training give blurred faces on
+    blurred backgrounds.
+    """
+
+    def __init__(self, *, base: int, levels: int, maximum: int, outer_kernel: int, norm: str, blend: bool = True):
         super().__init__(base=base, levels=levels, maximum=maximum, outer_kernel=outer_kernel, norm=norm)
+        self.blend = blend
         widths = self.feature_channels[::-1]
         self.residual = nn.ModuleList(ResidualBlock(widths[i + 1], norm=norm) for i in reversed(range(levels)))
         self.up = nn.ModuleList(UpBlock(widths[i + 1], widths[i], norm=norm) for i in reversed(range(levels)))
@@ -58,13 +114,21 @@ class GatedUNet(SourceEncoder):
             x = warp(feature, flow) * visible + up(residual(x)) * (1 - visible)
         return torch.sigmoid(self.last(x).float())
 
+    def paint(self, source: SourceState, stages: Stages) -> Painting:
+        painted = self(source.features, stages.flows[1:], stages.occlusions[1:])
+        return painted, stages.occlusions[-1] if self.blend else None
+
 
 class InpaintingNetwork(SourceEncoder):
     """At every scale the occlusion removes what the source doesn't show from its warped features; they lie beside what
-    rises from the scale below, and two residual blocks make up what is missing (TPSM Fig. 3)."""
+    rises from the scale below, and two residual blocks make up what is missing (TPSM Fig. 3). ``blend`` as in
+    `GatedUNet`."""
 
-    def __init__(self, *, base: int, levels: int, maximum: int, outer_kernel: int, norm: str):
+    loss_uses_features = True
+
+    def __init__(self, *, base: int, levels: int, maximum: int, outer_kernel: int, norm: str, blend: bool = True):
         super().__init__(base=base, levels=levels, maximum=maximum, outer_kernel=outer_kernel, norm=norm)
+        self.blend = blend
         inputs = [self.feature_channels[0], *(2 * width for width in self.feature_channels[1:])]
         self.residual = nn.ModuleList(
             nn.Sequential(ResidualBlock(width, norm=norm), ResidualBlock(width, norm=norm)) for width in inputs[:-1]
@@ -83,14 +147,26 @@ class InpaintingNetwork(SourceEncoder):
             x = torch.cat([up(residual(x)), beside], dim=1)
         return torch.sigmoid(self.last(x).float())
 
+    def paint(self, source: SourceState, stages: Stages) -> Painting:
+        painted = self(source.features, stages.flows[1:], stages.occlusions[1:])
+        return painted, stages.occlusions[-1] if self.blend else None
 
-class ResidualGenerator(nn.Module):
+    def loss_terms(self, pair: TrainingPair) -> dict[str, Tensor]:
+        """ "warp": the source's features, moved, beside those of the driving frame (TPSM Eq. 13)."""
+        with torch.no_grad():
+            target = self.encode(pair.batch["driving"])
+        return {"warp": warp_loss(pair.source.features, target, pair.stages.flows[1:])}
+
+
+class ResidualGenerator(nn.Module, Generator):
     """Sees the warped source E and the flow F that warped it; paints R, and says by a mask M where to show it:
     T = E (1 - M) + R M (S2D Eq. 2).
 
     A convolution, ``levels`` times down, ``blocks`` residual blocks, up again, without skip connections: what is sharp
     comes from E. ``scales`` is the number of resolutions at which a refinement wants the source's features.
     """
+
+    uses_features = False
 
     def __init__(self, *, base: int, levels: int, maximum: int, blocks: int, outer_kernel: int, norm: str, scales: int):
         super().__init__()
@@ -101,7 +177,7 @@ class ResidualGenerator(nn.Module):
         self.up = nn.ModuleList(UpBlock(widths[i + 1], widths[i], norm=norm) for i in reversed(range(levels)))
         self.last = nn.Conv2d(base, 4, outer_kernel, padding=outer_kernel // 2)
         self.feature_channels = ([widths[-1]] * scales + widths[::-1])[-scales:]
-        self.scales = scales
+        self.scales, self.step = scales, 2 ** max(levels, scales - 1)
 
     def encode(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """Features of the source at rest, coarsest first; below the network's own resolutions they are averaged. Only
@@ -125,3 +201,13 @@ class ResidualGenerator(nn.Module):
             x = block(x)
         painted, mask = self.last(x).float().split((3, 1), dim=1)
         return torch.sigmoid(painted), mask
+
+    def paint(self, source: SourceState, stages: Stages) -> Painting:
+        """Eq. 2's mask, as an occlusion: the generator decides where the warped source is to be trusted. Where a
+        refinement has an opinion, it has a say."""
+        painted, mask = self(stages.warped_source, stages.flows[-1])
+        return painted, stages.occlusions[-1] - mask
+
+    def make_discriminator(self) -> nn.Module:
+        """S2D trains against one (Eq. 5 and 6)."""
+        return Discriminator()

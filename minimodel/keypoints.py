@@ -72,6 +72,7 @@ class KeypointDetector(nn.Module):
         super().__init__()
         self.reduce = nn.PixelUnshuffle(scale) if folded else nn.AvgPool2d(scale)
         self.hourglass = Hourglass(3 * scale**2 if folded else 3, base=base, levels=levels, maximum=maximum, norm=norm)
+        self.step = scale * self.hourglass.step
         self.heatmap_head = nn.Conv2d(self.hourglass.channels, points, head_kernel, padding=head_kernel // 2)
         self.temperature = temperature
         self.register_buffer("places", None)
@@ -110,7 +111,7 @@ class SplineDetector(nn.Module):
 
     def __init__(self, splines: int, points: int, **sizes):
         super().__init__()
-        self.points = points
+        self.points, self.step = points, 1
         self.network = ResNet(3, 2 * splines * points, **sizes)
         # Five points in one place say nothing about bending: splines start spread over the image.
         start = torch.empty(2 * splines * points).uniform_(-0.8, 0.8)

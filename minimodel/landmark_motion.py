@@ -6,6 +6,8 @@ where the landmarks are in the source and where they should come to.
 Notebook: ``notebooks/05_landmark_motion.ipynb``.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from minimodel.affine import combine
 from minimodel.landmarks import LANDMARKS
 from minimodel.motion import CoarseMotion
-from minimodel.warping import full_precision, identity_grid, resize_flow
+from minimodel.warping import full_precision, identity_grid, resize_flow, sample
 
 # What each local branch is told: an eye with its brow, pupil and lid middles, or the lips. Right is the subject's.
 REGIONS = {
@@ -112,6 +114,7 @@ class MotionBranch(nn.Module):
         add_motion: bool = True,
     ):
         super().__init__()
+        self.step = 2**levels
         vector = 2 * landmarks
         widths = [3] + [min(maximum, base * 2 ** (level + 1)) for level in range(levels)]
         ups = [min(maximum, base * 2**level) for level in reversed(range(levels))]
@@ -167,7 +170,7 @@ def crop(image: Float[Tensor, "b c height width"], centre: Float[Tensor, "b 2"])
     height, width = image.shape[-2:]
     grid = identity_grid(round(BOX * height), round(BOX * width), device=image.device)
     grid = centre[:, None, None] + BOX * grid.permute(1, 2, 0)
-    return F.grid_sample(image.float(), grid, padding_mode="border", align_corners=False)
+    return sample(image.float(), grid)
 
 
 @full_precision
@@ -195,12 +198,7 @@ def combine_local_flows(
     places = (grid - driving_centres[:, :, None, None]) / BOX
     inside = (places.abs() <= 1).all(-1)
     local = torch.cat([local_flows, local_masks[:, :, None]], dim=2).to(global_flow)
-    local = F.grid_sample(
-        rearrange(local, "b n c h w -> (b n) c h w"),
-        rearrange(places, "b n h w c -> (b n) h w c"),
-        padding_mode="border",
-        align_corners=False,
-    )
+    local = sample(rearrange(local, "b n c h w -> (b n) c h w"), rearrange(places, "b n h w c -> (b n) h w c"))
     local = rearrange(local, "(b n) c h w -> b n c h w", n=count)
     flows = (source_centres - driving_centres)[..., None, None] + BOX * local[:, :, :2]
     masks = local[:, :, 2] * inside
@@ -239,6 +237,8 @@ class LandmarkMotion(nn.Module):
         self.local = nn.ModuleList(
             MotionBranch(len(region), **local, side=side, **switches) for region in REGIONS.values() if local_motion
         )
+        boxes = [round(1 / BOX) * branch.step for branch in self.local]
+        self.step = math.lcm(scale * self.whole.step, *boxes)
 
     def forward(
         self,

@@ -16,14 +16,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from minimodel.blocks import ConvBlock, Hourglass
+from minimodel.errors import MinimodelError
 from minimodel.keypoints import gaussian_heatmaps, soft_argmax
 from minimodel.saving import find_weights, load_weights_into, make_metadata, read_config, write_weights
-from minimodel.warping import full_precision, identity_grid, resize_flow
+from minimodel.warping import full_precision, identity_grid, resize_flow, sample
 
 LANDMARKS = 74  # the 68 iBUG points, two pupils, four middles of eyelids
 SIZE = 128  # side of the pictures that the detector is trained on
@@ -183,7 +184,7 @@ class LandmarkDetector(nn.Module):
     def check_size(self, height: int, width: int) -> None:
         step = self.config.scale * 2**self.config.levels
         if height % step or width % step or not height or not width:
-            raise ValueError(f"picture of {height} x {width} pixels: expected sides that are multiples of {step}")
+            raise MinimodelError(f"picture of {height} x {width} pixels: expected sides that are multiples of {step}")
 
     def save(self, path: str | Path) -> None:
         config = json.dumps(dataclasses.asdict(self.config))
@@ -221,8 +222,7 @@ def patches(image: Float[Tensor, "b c h w"], points: Float[Tensor, "b k 2"], rad
     extent = torch.tensor((side / width, side / height), device=points.device, dtype=points.dtype)
     offsets = identity_grid(side, side, device=points.device, dtype=points.dtype).flatten(1).T * extent
     positions = points[:, :, None] + offsets
-    sampled = F.grid_sample(image, positions, padding_mode="border", align_corners=False)
-    return rearrange(sampled, "b c k (i j) -> b c k i j", i=side)
+    return rearrange(sample(image, positions), "b c k (i j) -> b c k i j", i=side)
 
 
 @full_precision
@@ -246,7 +246,7 @@ def lucas_kanade(
     height, width = start.shape[-2:]
     least = (2 * radius + 3) * 2 ** (levels - 1)
     if min(height, width) < least:
-        raise ValueError(
+        raise MinimodelError(
             f"frames of {height} x {width} pixels: expected sides of at least {least} for {levels} levels of patches"
             f" with radius {radius}"
         )
@@ -329,9 +329,9 @@ def move_picture(
     image: Float[Tensor, "b 3 height width"], places: Float[Tensor, "b 2 3"], side: int | None = None
 ) -> Float[Tensor, "b 3 h w"]:
     """Shows at z what ``image`` has at places(z), at its own size or on ``side`` x ``side`` pixels."""
-    size = [*image.shape[:2], side, side] if side else list(image.shape)
-    grid = F.affine_grid(places, size, align_corners=False)
-    return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
+    height, width = (side, side) if side else image.shape[-2:]
+    grid = identity_grid(height, width, device=image.device, dtype=places.dtype)
+    return sample(image, einsum(places[..., :2], grid, "b i j, j h w -> b h w i") + places[:, None, None, :, 2])
 
 
 def move_points(points: Float[Tensor, "b 74 2"], places: Float[Tensor, "b 2 3"]) -> Float[Tensor, "b 74 2"]:

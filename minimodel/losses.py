@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from minimodel.tps import Spline
-from minimodel.warping import full_precision, resize_flow, warp
+from minimodel.warping import flow_to_pixels, full_precision, resize_flow, warp
 
 
 def perceptual_loss(
@@ -114,8 +114,7 @@ def smoothness(flow: Float[Tensor, "b 2 h w"]) -> Float[Tensor, ""]:
     Of the residual that refinement adds: pictures alone can't tell a true arrow from any other that leads to the same
     colour, and what can't be told should not be bent.
     """
-    height, width = flow.shape[-2:]
-    pixels = flow * flow.new_tensor((width / 2, height / 2)).view(2, 1, 1)
+    pixels = flow_to_pixels(flow)
     return pixels.diff(dim=-1).abs().mean() + pixels.diff(dim=-2).abs().mean()
 
 

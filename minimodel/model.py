@@ -1,139 +1,87 @@
-"""`AnimationModel`: a prior, a refiner and a generator under one interface; presets, systems, saving and loading.
+"""`AnimationModel`: a prior, a refiner and a generator under one interface; loading, saving, animating tensors.
 
 Notebook: ``notebooks/11_train_a_full_model.ipynb``.
 """
 
 import dataclasses
+import json
 import math
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from minimodel.config import GENERATORS, PRESETS, SYSTEMS, HourglassSizes, ModelConfig
-from minimodel.correlation import Correlation, StructureEncoder
-from minimodel.errors import choose
-from minimodel.generator import GatedUNet, InpaintingNetwork, ResidualGenerator
-from minimodel.landmarks import LANDMARKS
-from minimodel.motion import Motion, Output, SourceState, Stages
-from minimodel.priors import BUILDERS
+from minimodel import transfer
+from minimodel.config import ModelConfig
+from minimodel.correlation import StructureCorrelation, StructureEncoder
+from minimodel.errors import MinimodelError
+from minimodel.generator import GatedUNet, Generator, InpaintingNetwork, ResidualGenerator
+from minimodel.motion import Motion, Output, SourceState, Stages, join
+from minimodel.priors import Prior, build_prior
 from minimodel.refinement import MotionRefiner
+from minimodel.runtime import Device, pick_device, ready_to_render
 from minimodel.saving import find_weights, load_weights_into, make_metadata, read_config, write_weights
 from minimodel.warping import resize_flow, warp
 
 
-class StructureCorrelation(nn.Module):
-    """The two structure encoders, and their correlation (MRFA section 3.2)."""
-
-    # Volumes up to this many numbers a pair are held: they are quicker; larger images look up without (see
-    # `Correlation`).
-    held_numbers = 2**24
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.config = config
-        shared = dict(**dataclasses.asdict(config.structure), norm=config.norm)
-        size = config.image_size // config.coarse_scale
-        sizes = config.points, config.structure_features
-        self.source_encoder = StructureEncoder(*sizes, sees_image=config.structure_sees_image, size=size, **shared)
-        self.driving_encoder = StructureEncoder(*sizes, sees_image=False, size=size, **shared)
-
-    def encode_source(self, motion: Motion, image: Tensor) -> Tensor:
-        small = F.avg_pool2d(image, self.config.coarse_scale)
-        return self.source_encoder(
-            self._part_points(motion), tuple(small.shape[-2:]), small if self.config.structure_sees_image else None
-        )
-
-    def forward(self, source_structure: Tensor, driving_motion: Motion) -> Correlation:
-        height, width = source_structure.shape[-2:]
-        driving_structure = self.driving_encoder(self._part_points(driving_motion), (height, width))
-        return Correlation(
-            driving_structure,
-            source_structure.expand(len(driving_structure), -1, -1, -1),
-            radius=self.config.radius,
-            levels=self.config.pyramid + 1,
-            hold_volume=(height * width) ** 2 <= self.held_numbers,
-        )
-
-    def _part_points(self, motion: Motion) -> Float[Tensor, "b k 2"]:
-        """One point a part: of a spline the mean of its points."""
-        return reduce(motion.points, "b (k n) c -> b k c", "mean", k=self.config.points)
-
-
 class AnimationModel(nn.Module):
     """Source picture + driving motion -> the source, moved.
+
+    The parts are given as modules: a ``prior`` (see `Prior`), a ``generator`` (see `Generator`), and, to refine motion,
+    a ``refiner`` with the ``structure`` correlation that it reads. ``image_size`` is the side of the pictures that the
+    model is trained at; any other that the parts divide works, too. `from_preset` makes the parts of the papers.
 
     >>> model = AnimationModel.load("tiny")
     >>> source = model.encode_source(photo)                      # once
     >>> frame = model.render(source, model.encode_driving(frames)).image
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(
+        self,
+        *,
+        prior: Prior,
+        generator: Generator,
+        refiner: MotionRefiner | None = None,
+        structure: StructureCorrelation | None = None,
+        image_size: int,
+        config: ModelConfig | None = None,
+    ):
         super().__init__()
-        self.config = config
-        self.prior = BUILDERS[config.prior](config)
-        shared = dict(outer_kernel=config.head_kernel, norm=config.norm)
-        if config.generator == "residual":
-            sizes = dict(blocks=config.residual_blocks, scales=config.unet.levels + 1)
-            self.generator = ResidualGenerator(**dataclasses.asdict(config.residual), **sizes, **shared)
-        else:
-            network = {"unet": GatedUNet, "inpainting": InpaintingNetwork}[config.generator]
-            self.generator = network(**dataclasses.asdict(self.scale_sizes), **shared)
-        self.structure = self.refiner = None
-        if config.refine:
-            self.structure = StructureCorrelation(config)
-            self.refiner = MotionRefiner(
-                self.generator.feature_channels,
-                radius=config.radius,
-                levels=config.pyramid + 1,
-                iterations=config.iterations,
-                widths=config.updater,
-                update_flow=config.update_flow,
-                update_occlusion=config.update_occlusion,
-                warped_source=config.warped_source,
-            )
+        if (refiner is None) != (structure is None):
+            raise MinimodelError("refiner and structure go together: the refiner reads the structure's correlation")
+        self.prior, self.generator, self.structure, self.refiner = prior, generator, structure, refiner
+        self.image_size, self.config = image_size, config
+        self.step = math.lcm(prior.step, generator.step, *([structure.step] if structure is not None else []))
 
     @classmethod
-    def from_preset(
-        cls,
-        preset: str,
-        *,
-        system: str = "mrfa",
-        prior: str | None = None,
-        refine: bool | None = None,
-        generator: str | None = None,
-        **sizes,
-    ) -> "AnimationModel":
-        """A model with fresh weights. ``prior``, ``refine`` and ``generator`` override parts of ``system``; ``sizes``
-        are further fields of `ModelConfig`."""
-        config = choose("preset", preset, PRESETS)
-        parts = dict(choose("system", system, SYSTEMS))
-        parts |= {k: v for k, v in dict(prior=prior, refine=refine, generator=generator).items() if v is not None}
-        choose("prior", parts["prior"], BUILDERS)
-        choose("generator", parts["generator"], GENERATORS)
-        if parts["prior"] == "none" and not parts["refine"]:
-            raise ValueError(
-                "prior 'none' takes its coarse flow from the refinement's correlation: refine must be True"
-            )
-        if parts["prior"] == "landmarks" and sizes.setdefault("points", LANDMARKS) != LANDMARKS:
-            raise ValueError(f"points is {sizes['points']}: the prior 'landmarks' has {LANDMARKS}")
-        unknown = sizes.keys() - {f.name for f in dataclasses.fields(ModelConfig)}
-        if unknown:
-            raise ValueError(f"unknown sizes {sorted(unknown)}: see the fields of minimodel.config.ModelConfig")
-        config = dataclasses.replace(config, **parts, **sizes)
-        if "iterations" not in sizes and config.generator == "inpainting":
-            # The published network has fewer scales than the U-Net.
-            config = dataclasses.replace(config, iterations=min(config.iterations, config.inpainting.levels + 1))
-        return cls(config)
+    def from_config(cls, config: ModelConfig) -> "AnimationModel":
+        """The parts that a configuration names, with fresh weights."""
+        prior, generator = build_prior(config), build_generator(config)  # in this order: both draw random weights
+        structure = refiner = None
+        if config.refine:
+            structure, refiner = build_structure(config), build_refiner(config, generator)
+        parts = dict(prior=prior, generator=generator, structure=structure, refiner=refiner)
+        return cls(**parts, image_size=config.image_size, config=config)
+
+    @classmethod
+    def from_preset(cls, preset: str, *, system: str = "mrfa", **changes: Any) -> "AnimationModel":
+        """A model of a preset's sizes, with fresh weights. ``changes`` are those of `ModelConfig.from_preset`: other
+        parts than the system's, or sizes of one's own.
+
+        >>> AnimationModel.from_preset("tiny", system="mrfa", prior="tps", points=8)
+        """
+        return cls.from_config(ModelConfig.from_preset(preset, system=system, **changes))
 
     @property
-    def scale_sizes(self) -> HourglassSizes:
-        """Those whose levels are the scales of flows and occlusions: the generator's; the residual one, which needs
-        only the finest, takes the U-Net's."""
-        return self.config.inpainting if self.config.generator == "inpainting" else self.config.unet
+    def moves_by_landmarks(self) -> bool:
+        """Whether given landmarks can take the place of pictures."""
+        return self.prior.moves_by_landmarks
+
+    # ------------------------------------------------------------------------------------------------- one frame
 
     def encode_source(
         self,
@@ -142,41 +90,46 @@ class AnimationModel(nn.Module):
         landmarks: Float[Tensor, "b 74 2"] | None = None,
         to_render: bool = True,
     ) -> SourceState:
-        """``landmarks`` (normalised) are for the landmarks prior: with them it needs no detector. Not ``to_render`` is
-        enough for `move`."""
-        self.check_size(*image.shape[-2:])
+        """All that depends on the source alone. ``landmarks`` (normalised) are for a prior that moves by them: with
+        them it needs no detector. Not ``to_render`` is enough for `move`. MinimodelError for other pictures than
+        float RGB in [0, 1] with sides that are multiples of ``self.step``."""
+        self._check_picture(image)
         motion = self._motion(image, landmarks)
-        needed = self.refiner is not None or (to_render and self.config.generator != "residual")
-        state = SourceState(image, motion, self.generator.encode(image) if needed else [])
-        if self.refiner is not None:
-            state.structure = self.structure.encode_source(motion, image)
+        features: list[Tensor] = []
+        if self.refiner is not None or (to_render and self.generator.uses_features):
+            features = self.generator.encode(image)
+        state = SourceState(image, motion, features)
+        if self.refiner is not None and self.structure is not None:
+            state.structure = self.structure.encode_source(self.prior.structure_points(motion), image)
             state.context = self.refiner.project(state.features)
         return state
 
     def encode_driving(
-        self, image: Float[Tensor, "b 3 h w"] | None = None, *, landmarks: Float[Tensor, "b 74 2"] | None = None
+        self,
+        image: Float[Tensor, "b 3 h w"] | None = None,
+        *,
+        landmarks: Float[Tensor, "b 74 2"] | None = None,
+        move_background: bool = False,
     ) -> Motion:
-        """What a driving frame says; to the landmarks prior landmarks are all of it."""
+        """The motion of driving frames; for a prior that moves by landmarks these are enough. ``move_background`` lets
+        the TPS prior move the background as well, as it moves between source and driving frame: right within one film,
+        and wrong for a photo that another film drives."""
         if image is not None:
-            self.check_size(*image.shape[-2:])
-        return self._motion(image, landmarks)
+            self._check_picture(image)
+        motion = self._motion(image, landmarks)
+        return dataclasses.replace(motion, image=image) if move_background else motion
 
-    def _motion(self, image: Tensor | None, landmarks: Tensor | None) -> Motion:
-        if landmarks is not None:
-            if self.config.prior != "landmarks":
-                raise ValueError(f"landmarks given to a model with the prior {self.config.prior!r}: pass the image")
-            return Motion(landmarks)
-        if image is None:
-            raise ValueError("neither an image nor landmarks given: expected an image, or landmarks")
-        return self.prior.detect(image)
-
-    def move(self, source: SourceState, motion: Motion, **options) -> Stages:
-        """All of `render` before the generator: coarse flow and refinement. ``options`` are the prior's."""
-        source = _expand(source, len(motion.points))
-        correlation = None if self.structure is None else self.structure(source.structure, motion)
+    def move(self, source: SourceState, motion: Motion, *, part_scales: Tensor | None = None) -> Stages:
+        """All of `render` before the generator: coarse flow and refinement. ``part_scales`` are for the training of a
+        prior with droppable parts."""
+        source = source.expand(len(motion))
+        correlation = None
+        if self.structure is not None and source.structure is not None:
+            correlation = self.structure(source.structure, self.prior.structure_points(motion))
+        options = {} if part_scales is None else dict(part_scales=part_scales)
         coarse = self.prior(source.image, source.motion, motion, correlation, **options)
         height, width = source.image.shape[-2:]
-        sizes = [(height >> level, width >> level) for level in reversed(range(self.scale_sizes.levels + 1))]
+        sizes = [(height >> level, width >> level) for level in reversed(range(self.generator.scales))]
         if self.refiner is None:
             flows = [resize_flow(coarse.flow, size) for size in sizes]
             own = {tuple(occlusion.shape[-2:]): occlusion for occlusion in coarse.occlusions}
@@ -191,26 +144,16 @@ class AnimationModel(nn.Module):
             correlation=correlation,
         )
 
-    def render(self, source: SourceState, motion: Motion, **options) -> Output:
-        """``motion`` of batch B moves a source of batch B, or of batch 1 for all of them; ``options`` are the
-        prior's."""
-        stages = self.move(source, motion, **options)
-        if self.config.generator == "residual":
-            painted, mask = self.generator(stages.warped_source, stages.flows[-1])
-            # Eq. 2's mask, as an occlusion: its generator decides where the warped source is to be trusted. Where a
-            # refinement has an opinion, it has a say.
-            stages.occlusions[-1] = stages.occlusions[-1] - mask
-            visible = torch.sigmoid(stages.occlusions[-1])
-            image = stages.warped_source * visible + painted * (1 - visible)
-            return Output(image=image, painted=painted, **vars(stages))
-        features = _expand(source, len(motion.points)).features
-        image = painted = self.generator(features, stages.flows[1:], stages.occlusions[1:])
-        if self.config.blend:
-            # The gate of Eq. 10 once more. The paper doesn't have this step, its published code does. Without it the
-            # first hours of training give blurred faces on blurred backgrounds.
-            visible = torch.sigmoid(stages.occlusions[-1])
-            image = stages.warped_source * visible + painted * (1 - visible)
-        return Output(image=image, painted=painted, **vars(stages))
+    def render(self, source: SourceState, motion: Motion, *, part_scales: Tensor | None = None) -> Output:
+        """The source in ``motion``. Motion of batch B moves a source of batch B, or of batch 1 for all of them."""
+        stages = self.move(source, motion, part_scales=part_scales)
+        painted, occlusion = self.generator.paint(source.expand(len(motion)), stages)
+        known = dict(vars(stages))
+        if occlusion is None:
+            return Output(image=painted, painted=painted, **known)
+        known["occlusions"] = [*stages.occlusions[:-1], occlusion]
+        visible = torch.sigmoid(occlusion)
+        return Output(image=stages.warped_source * visible + painted * (1 - visible), painted=painted, **known)
 
     def forward(
         self,
@@ -219,62 +162,171 @@ class AnimationModel(nn.Module):
         *,
         source_landmarks: Float[Tensor, "b 74 2"] | None = None,
         driving_landmarks: Float[Tensor, "b 74 2"] | None = None,
+        move_background: bool = False,
     ) -> Output:
+        """`encode_source`, `encode_driving` and `render` in one."""
         state = self.encode_source(source, landmarks=source_landmarks)
-        return self.render(state, self.encode_driving(driving, landmarks=driving_landmarks))
+        motion = self.encode_driving(driving, landmarks=driving_landmarks, move_background=move_background)
+        return self.render(state, motion)
+
+    # --------------------------------------------------------------------------------------------------- a film
+
+    @torch.inference_mode()
+    def encode_film(self, frames: Iterable, *, batch: int = 8) -> Motion:
+        """The motion of all frames (3, h, w) of a film; of the frames none is kept."""
+        device = self._device()
+        motions = [self.encode_driving(torch.stack(some).to(device)) for some in _batches(frames, batch)]
+        if not motions:
+            raise MinimodelError("the driving film has no frames")
+        return join(motions)
+
+    @torch.inference_mode()
+    def render_film(self, source: SourceState, motion: Motion, *, batch: int = 8) -> Iterator[Float[Tensor, "3 h w"]]:
+        """The frames of the source in the motions of a film, one by one."""
+        for start in range(0, len(motion), batch):
+            yield from self.render(source, motion[start : start + batch]).image
+
+    @torch.inference_mode()
+    def animate(
+        self,
+        photo: Float[Tensor, "3 h w"],
+        video: Iterable | None = None,
+        *,
+        landmarks: Float[Tensor, "t 74 2"] | None = None,
+        mode: transfer.Mode = "relative",
+        start_frame: int | None = None,
+        network: transfer.AvdNetwork | None = None,
+        batch: int = 8,
+    ) -> Iterator[Float[Tensor, "3 h w"]]:
+        """A photo in the motion of a film, frame by frame, under inference mode.
+
+        ``video`` is a tensor (T, 3, h, w) or yields frames; it is read once, and of it only points and matrices are
+        kept. ``landmarks`` (normalised) of a film take its place for a model that moves by them. ``mode``,
+        ``start_frame`` and ``network`` are those of `transfer.transfer`. MinimodelError for pictures that aren't float
+        RGB in [0, 1], or of sides that the model can't take.
+
+        >>> frames = torch.stack(list(model.animate(photo, film)))
+        """
+        source = self.encode_source(photo[None].to(self._device()))
+        if landmarks is not None:
+            film = self.encode_driving(landmarks=landmarks.to(self._device()))
+        elif video is not None:
+            film = self.encode_film(video, batch=batch)
+        else:
+            raise MinimodelError("neither a video nor landmarks given: expected one that drives")
+        motion = transfer.transfer(mode, source.motion, film, start_frame=start_frame, network=network)
+        yield from self.render_film(source, motion, batch=batch)
+
+    # ----------------------------------------------------------------------------------------- what can be given
+
+    def _motion(self, image: Tensor | None, landmarks: Tensor | None) -> Motion:
+        if landmarks is not None:
+            if not self.prior.moves_by_landmarks:
+                raise MinimodelError(
+                    f"landmarks given to a model with {type(self.prior).__name__}, which finds points itself: pass the"
+                    " image"
+                )
+            return Motion(landmarks)
+        if image is None:
+            raise MinimodelError("neither an image nor landmarks given: expected an image, or landmarks")
+        return self.prior.detect(image)
+
+    def _check_picture(self, image: Tensor) -> None:
+        came = f"{'x'.join(map(str, image.shape))} of {str(image.dtype).removeprefix('torch.')}"
+        if image.dim() != 4 or image.shape[1] != 3 or not image.is_floating_point():
+            raise MinimodelError(f"a tensor {came}: expected pictures (b, 3, h, w), RGB as float in [0, 1]")
+        self.check_size(*image.shape[-2:])
+        # While training the check would make a GPU wait.
+        if not self.training and image.device.type != "meta" and image.numel():
+            low, high = (float(value) for value in image.detach().aminmax())
+            if min(low, 1 - high) < -0.01:
+                raise MinimodelError(
+                    f"pictures with values from {low:.3g} to {high:.3g}: expected 0 to 1 (divide by 255?)"
+                )
 
     def check_size(self, height: int, width: int) -> None:
-        """Raise a ValueError that names the nearest sizes if the networks can't take this one."""
-        c = self.config
-        own = {"affine": [c.detector, c.dense_motion], "tps": [c.dense_motion], "tokens": [c.dense_motion]}
-        own["tps"] += [c.detector] * c.spline_heatmaps
-        own |= {"landmarks": [], "none": [c.detector]}
-        steps = [c.coarse_scale * 2**sizes.levels for sizes in own[c.prior] + [c.structure] * c.refine]
-        steps.append(2**self.scale_sizes.levels)
-        if c.prior == "landmarks":  # a box is a quarter of the picture
-            steps += [c.whole_scale * 2**c.whole_branch.levels, 4 * 2**c.local_branch.levels]
-        if c.prior == "tokens":
-            steps.append(self.prior.detector.step)
-        step = math.lcm(*steps)
+        """Raise a MinimodelError that names the nearest sizes if the networks can't take this one."""
+        step = self.step
         if height % step or width % step or height <= 0 or width <= 0:
             near = [
                 f"{n // step * step} or {(n // step + 1) * step}" if n >= step else str(step) for n in (height, width)
             ]
-            raise ValueError(
+            raise MinimodelError(
                 f"image of {height} x {width} pixels: both sides must be multiples of {step};"
                 f" nearest heights are {near[0]}, nearest widths {near[1]}"
             )
 
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    # ------------------------------------------------------------------------------------------ loading and saving
+
     def save(self, path: str | Path) -> None:
+        """Write the weights, with the configuration that `load` makes the model from."""
         write_weights(self, path, self.metadata())
 
     def metadata(self) -> dict[str, str]:
+        """What a weight file says of itself. A model that was put together by hand has no configuration."""
+        if self.config is None:
+            return make_metadata(json.dumps(dict(image_size=self.image_size)), kind="composed")
         return make_metadata(self.config.to_json())
 
     @classmethod
-    def load(cls, name_or_path: str | Path) -> "AnimationModel":
-        """A shipped model by name, or a file written by `save`; on the CPU, in evaluation mode."""
+    def load(cls, name_or_path: str | Path, *, device: Device | torch.device = "cpu") -> "AnimationModel":
+        """A shipped model by name, or a file written by `save`, ready to render on ``device``.
+
+        Weights of a model that was put together by hand are loaded into such a model, by `load_weights`.
+        """
         path = find_weights(name_or_path)
-        model = cls(read_config(path, "animation", ModelConfig.from_json))
+        model = cls.from_config(read_config(path, "animation", ModelConfig.from_json))
         load_weights_into(model, path)
-        return model.eval()
+        return ready_to_render(model, device if isinstance(device, torch.device) else pick_device(device))
+
+    def load_weights(self, path: str | Path) -> "AnimationModel":
+        """Fill this model with the weights in a file of a model put together in the same way; ready to render."""
+        path = Path(path)
+        read_config(path, "composed" if self.config is None else "animation", json.loads)
+        load_weights_into(self, path)
+        return ready_to_render(self)
 
 
-def _expand(source: SourceState, batch: int) -> SourceState:
-    """A source of batch 1 in front of ``batch`` driving frames, without copying."""
-    if len(source.image) == batch:
-        return source
-    if len(source.image) != 1:
-        raise ValueError(f"{len(source.image)} sources for {batch} driving frames: expected 1 or as many")
+def build_generator(config: ModelConfig) -> Generator:
+    """The generator that ``config.generator`` names, with fresh weights."""
+    shared: dict[str, Any] = dict(outer_kernel=config.head_kernel, norm=config.norm)
+    if config.generator == "residual":
+        sizes = dict(blocks=config.residual_blocks, scales=config.unet.levels + 1)
+        return ResidualGenerator(**dataclasses.asdict(config.residual), **sizes, **shared)
+    network = InpaintingNetwork if config.generator == "inpainting" else GatedUNet
+    return network(**dataclasses.asdict(config.scale_sizes), blend=config.blend, **shared)
 
-    def grow(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.expand(batch, *x.shape[1:])
 
-    motion = Motion(grow(source.motion.points), grow(source.motion.affine), grow(source.motion.image))
-    return SourceState(
-        grow(source.image),
-        motion,
-        [grow(f) for f in source.features],
-        grow(source.structure),
-        [grow(c) for c in source.context],
+def build_structure(config: ModelConfig) -> StructureCorrelation:
+    """The structure correlation of a configuration that refines, with fresh weights."""
+    shared = dict(
+        **dataclasses.asdict(config.structure), norm=config.norm, size=config.image_size // config.coarse_scale
     )
+    sizes = config.points, config.structure_features
+    source = StructureEncoder(*sizes, sees_image=config.structure_sees_image, **shared)
+    driving = StructureEncoder(*sizes, sees_image=False, **shared)
+    lookup = dict(radius=config.radius, levels=config.pyramid + 1)
+    return StructureCorrelation(source, driving, scale=config.coarse_scale, **lookup)
+
+
+def build_refiner(config: ModelConfig, generator: Generator) -> MotionRefiner:
+    """The refiner of a configuration that refines, for the features of ``generator``, with fresh weights."""
+    return MotionRefiner(
+        generator.feature_channels,
+        radius=config.radius,
+        levels=config.pyramid + 1,
+        iterations=config.iterations,
+        widths=config.updater,
+        update_flow=config.update_flow,
+        update_occlusion=config.update_occlusion,
+        warped_source=config.warped_source,
+    )
+
+
+def _batches(frames: Iterable, size: int) -> Iterator:
+    frames = iter(frames)
+    while some := list(islice(frames, size)):
+        yield some

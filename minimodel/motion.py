@@ -1,24 +1,52 @@
-"""What travels between the networks: motion of one frame, motion between two, and rendered frames."""
+"""What travels between the networks: motion of a frame, motion between two frames, and rendered frames."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from minimodel.errors import MinimodelError
 
 
 @dataclass
 class Motion:
-    """What one frame says about its motion; of the TPS prior the points of the first spline come first.
+    """What was found in one frame, or in each of the T frames of a film: points, and affine matrices if the prior has
+    them. Of the TPS prior the points of the first spline come first.
 
-    ``image`` is there where a prior needs it: the TPS prior finds the background's motion by comparing two frames. That
-    makes sense within one film. Where the driving frame is from another, leave it out (`dataclasses.replace(motion,
-    image=None)`), and the background stands still.
+    ``image`` is the frame itself. It is only there when the background shall move with the driving film, for the TPS
+    prior: that makes sense within one film, and nowhere else. Without it the background stands still.
     """
 
     points: Float[Tensor, "b k 2"]
     affine: Float[Tensor, "b k 2 2"] | None = None
     image: Float[Tensor, "b 3 h w"] | None = None
+
+    def __len__(self) -> int:
+        """The number of frames."""
+        return len(self.points)
+
+    def __getitem__(self, frames: slice | Tensor) -> "Motion":
+        """The motion of some of the frames, as a motion of that many."""
+        return self._map(lambda value: value[frames])
+
+    def expand(self, batch: int) -> "Motion":
+        """A motion of one frame as one of ``batch`` equal frames, without copying."""
+        return self._map(lambda value: value.expand(batch, *value.shape[1:]))
+
+    def _map(self, function) -> "Motion":
+        parts = ((part.name, getattr(self, part.name)) for part in dataclasses.fields(self))
+        return Motion(**{name: None if value is None else function(value) for name, value in parts})
+
+
+def join(motions: list[Motion]) -> Motion:
+    """The motions of a film's pieces as one motion of the whole film; pictures are left out."""
+    affine = None
+    if motions[0].affine is not None:
+        affine = torch.cat([motion.affine for motion in motions if motion.affine is not None])
+    return Motion(torch.cat([motion.points for motion in motions]), affine)
 
 
 @dataclass
@@ -31,10 +59,29 @@ class SourceState:
     structure: Tensor | None = None
     context: list[Tensor] = field(default_factory=list)
 
+    def expand(self, batch: int) -> "SourceState":
+        """A source of batch 1 in front of ``batch`` driving frames, without copying; a source of that batch as it is.
+        MinimodelError for any other."""
+        if len(self.image) == batch:
+            return self
+        if len(self.image) != 1:
+            raise MinimodelError(f"{len(self.image)} sources for {batch} driving frames: expected 1 or as many")
+
+        def grow(x: Tensor) -> Tensor:
+            return x.expand(batch, *x.shape[1:])
+
+        return SourceState(
+            grow(self.image),
+            self.motion.expand(batch),
+            [grow(feature) for feature in self.features],
+            None if self.structure is None else grow(self.structure),
+            [grow(context) for context in self.context],
+        )
+
 
 @dataclass
 class CoarseMotion:
-    """What a prior says about a pair: flow F_0, occlusion logits O_0, and the masks and part flows they came from.
+    """What a prior makes of a pair: flow F_0, occlusion logits O_0, and the masks and part flows they came from.
 
     ``occlusions`` are logits for several resolutions, coarsest first, O_0 among them, where the model has such masks;
     ``background`` is A_bg where the background was allowed to move.
@@ -67,13 +114,24 @@ class Stages:
     occlusions: list[Tensor]
     warped_source: Float[Tensor, "b 3 h w"]
     coarse: CoarseMotion
-    correlation: StructureLookup | None
+    correlation: StructureLookup | None = None
 
 
 @dataclass(kw_only=True)
 class Output(Stages):
     """A rendered frame with every stage on the way to it; ``painted`` is what the generator made, before the last step
-    that blends it with ``warped_source`` (of the U-Nets without ``ModelConfig.blend`` it is the image)."""
+    that blends it with ``warped_source`` by the last occlusion (without that step it is the image)."""
 
     image: Float[Tensor, "b 3 h w"]
     painted: Float[Tensor, "b 3 h w"]
+
+
+@dataclass
+class TrainingPair:
+    """What a loss term may look at in a training step: the batch (pictures, and labels where a source of pairs has
+    some), what was encoded of source and driving frame, and how the source moved."""
+
+    batch: dict[str, Tensor]
+    source: SourceState
+    driving: Motion
+    stages: Stages

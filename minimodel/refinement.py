@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from minimodel.correlation import Correlation
+from minimodel.errors import MinimodelError
 from minimodel.motion import CoarseMotion
-from minimodel.warping import resize_flow, warp
+from minimodel.warping import flow_from_pixels, flow_to_pixels, resize_flow, warp
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,7 @@ class FlowUpdater(nn.Module):
         warped_context: Float[Tensor, "b c h w"] | None,
     ) -> tuple[Float[Tensor, "b 2 h w"], Float[Tensor, "b 1 h w"]]:
         size = tuple(flow.shape[-2:])
-        half_size = torch.tensor((size[1], size[0]), device=flow.device, dtype=flow.dtype).view(2, 1, 1) / 2
-        pixels = _channels_last(flow * half_size)
+        pixels = _channels_last(flow_to_pixels(flow))
         # A 1x1 convolution and upsampling can change places; in this order the convolution sees fewer pixels.
         correlation = F.relu(resize_flow(self.correlation_in(_channels_last(correlation)), size), inplace=True)
         correlation = F.relu(self.correlation(correlation), inplace=True)
@@ -67,7 +67,7 @@ class FlowUpdater(nn.Module):
         if self.context is not None:
             inputs.append(F.relu(self.context(F.relu(_channels_last(warped_context))), inplace=True))
         inputs = torch.cat(inputs, dim=1)
-        return self.flow_head(inputs).float() / half_size, self.occlusion_head(inputs).float()
+        return flow_from_pixels(self.flow_head(inputs).float()), self.occlusion_head(inputs).float()
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -106,7 +106,9 @@ class MotionRefiner(nn.Module):
     ):
         super().__init__()
         if not 1 <= iterations <= len(feature_channels):
-            raise ValueError(f"iterations is {iterations}: expected 1 to {len(feature_channels)}, the number of scales")
+            raise MinimodelError(
+                f"iterations is {iterations}: expected 1 to {len(feature_channels)}, the number of scales"
+            )
         self.iterations, self.update_flow, self.update_occlusion = iterations, update_flow, update_occlusion
         self.updater = FlowUpdater(levels * (2 * radius + 1) ** 2, widths, warped_source=warped_source)
         projected = feature_channels[:iterations] if warped_source else []

@@ -1,15 +1,19 @@
 """Files that are written whole or not at all; and weight files: safetensors that say what they hold, so that loading
 needs neither pickles nor guesses."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
+
+from minimodel.errors import MinimodelError
 
 Built = TypeVar("Built")
 WEIGHTS = Path(__file__).parent / "weights"
@@ -22,13 +26,13 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Where to write what shall be in ``path``, whole or not at all: it takes that name when all went well, and else it
     is gone. What can't be written is known on entering, before minutes of work."""
     if path.is_dir():
-        raise ValueError(f"{path}: is a directory, expected the name of a file to write")
+        raise MinimodelError(f"{path}: is a directory, expected the name of a file to write")
     unfinished = path.with_name(f".unfinished-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.touch()
     except OSError as error:
-        raise ValueError(f"{path}: can't be written ({error.strerror})") from error
+        raise MinimodelError(f"{path}: can't be written ({error.strerror})") from error
     try:
         yield unfinished
         os.replace(unfinished, path)
@@ -52,44 +56,81 @@ def write_weights(network: nn.Module, path: str | Path, metadata: dict[str, str]
 
 
 def read_config(path: Path, kind: str, build: Callable[[str], Built]) -> Built:
-    """What ``build`` makes of the configuration that a weight file of ours holds; a ValueError in one line if it is
-    another version's."""
+    """What ``build`` makes of the configuration that a weight file of ours holds; a MinimodelError if it is another
+    version's."""
     text = read_metadata(path, kind)["config"]
     try:
         return build(text)
     except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: weights of another version of minimodel ({error})") from error
+        raise MinimodelError(f"{path}: weights of another version of minimodel ({error})") from error
 
 
 def read_metadata(path: Path, kind: str = "animation") -> dict[str, str]:
-    """The metadata of a weight file of ours that holds a ``kind`` of network; a ValueError in one line for any other
-    file. Nothing is unpickled."""
+    """The metadata of a weight file of ours that holds a ``kind`` of network; a MinimodelError for any other file.
+    Nothing is unpickled."""
     if path.is_dir():
-        raise ValueError(f"{path}: is a directory, expected a .safetensors file")
+        raise MinimodelError(f"{path}: is a directory, expected a .safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ValueError(
+        raise MinimodelError(
             f"{path}: not a whole safetensors file (pickled checkpoints are never loaded): {error}"
         ) from error
     if metadata.get("format") != "minimodel":
-        raise ValueError(f"{path}: safetensors, but not weights of minimodel")
+        raise MinimodelError(f"{path}: safetensors, but not weights of minimodel")
     if metadata.get("version") != FORMAT_VERSION:
-        raise ValueError(f"{path}: weight format {metadata.get('version')}, this version reads {FORMAT_VERSION}")
+        raise MinimodelError(f"{path}: weight format {metadata.get('version')}, this version reads {FORMAT_VERSION}")
     held = metadata.get("kind", "animation")
     if held != kind:
-        raise ValueError(f"{path}: holds weights of kind {held!r}, expected {kind!r}")
+        raise MinimodelError(f"{path}: holds weights of kind {held!r}, expected {kind!r}")
     return metadata
 
 
 def load_weights_into(network: nn.Module, path: Path) -> None:
-    """Put a file's weights into the network that its metadata describe; a ValueError in one line if they don't fit, as
-    those of an older version of this network."""
+    """Put a file's weights into the network that its metadata describe; a MinimodelError if they don't fit, as those of
+    an older version of this network."""
     try:
         network.load_state_dict(load_file(path))
     except RuntimeError as error:
-        raise ValueError(f"{path}: its weights don't fit {type(network).__name__} as this version builds it") from error
+        raise MinimodelError(
+            f"{path}: its weights don't fit {type(network).__name__} as this version builds it"
+        ) from error
+
+
+@dataclass(frozen=True)
+class WeightsCard:
+    """What is known of shipped weights; more is in the README beside them."""
+
+    name: str
+    """For `AnimationModel.load` and ``--weights``."""
+    preset: str
+    image_size: int
+    """Side in pixels of the pictures that the model was trained at."""
+    megabytes: float
+    trained_on: str
+    scores: dict[str, float]
+    licence: str
+
+
+def available_weights() -> list[WeightsCard]:
+    """The animation models that come with the package.
+
+    >>> [card.name for card in available_weights()]
+    """
+    cards = json.loads((WEIGHTS / "cards.json").read_text())
+    found = []
+    for name in shipped_models():
+        path = WEIGHTS / f"{name}.safetensors"
+        config = json.loads(read_metadata(path)["config"])
+        size, megabytes = config["image_size"], round(path.stat().st_size / 1e6, 1)
+        found.append(WeightsCard(name, config["preset"], size, megabytes, **cards[name]))
+    return found
+
+
+def shipped_models() -> list[str]:
+    """The names of the shipped animation models."""
+    return sorted(p.stem for p in WEIGHTS.glob("*.safetensors") if not p.stem.startswith(OTHER_NETWORKS))
 
 
 def find_weights(name_or_path: str | Path, shipped: list[str] | None = None) -> Path:
@@ -98,8 +139,7 @@ def find_weights(name_or_path: str | Path, shipped: list[str] | None = None) -> 
     path = Path(name_or_path)
     if path.exists():
         return path
-    if shipped is None:
-        shipped = sorted(p.stem for p in WEIGHTS.glob("*.safetensors") if not p.stem.startswith(OTHER_NETWORKS))
+    shipped = shipped_models() if shipped is None else shipped
     if str(name_or_path) not in shipped:
-        raise ValueError(f"weights {str(name_or_path)!r}: no such file, and shipped are only {shipped}")
+        raise MinimodelError(f"weights {str(name_or_path)!r}: no such file, and shipped are only {shipped}")
     return WEIGHTS / f"{name_or_path}.safetensors"

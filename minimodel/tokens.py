@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from minimodel.blocks import DownBlock, ResidualBlock
+from minimodel.errors import MinimodelError
 from minimodel.keypoints import gaussian_heatmaps, soft_argmax
 from minimodel.warping import identity_grid, resize_flow
 
@@ -71,7 +72,7 @@ class TokenDetector(nn.Module):
     ):
         super().__init__()
         if width % 4:
-            raise ValueError(f"width is {width}: expected a multiple of 4, for sine and cosine of x and y")
+            raise MinimodelError(f"width is {width}: expected a multiple of 4, for sine and cosine of x and y")
         self.step = TRUNK_SCALE * patch
         residuals = (ResidualBlock(2 * base, norm=norm) for _ in range(blocks))
         self.trunk = nn.Sequential(DownBlock(3, base, norm=norm), DownBlock(base, 2 * base, norm=norm), *residuals)
@@ -98,7 +99,7 @@ class TokenDetector(nn.Module):
     ) -> tuple[Float[Tensor, "b k 2"], Float[Tensor, "b k 2 2"]]:
         height, width = image.shape[-2:]
         if height % self.step or width % self.step:
-            raise ValueError(f"image of {height} x {width} pixels: both sides must be multiples of {self.step}")
+            raise MinimodelError(f"image of {height} x {width} pixels: both sides must be multiples of {self.step}")
         features = self.trunk(image)
         patches = self.embed(features)
         size = tuple(patches.shape[-2:])

@@ -11,6 +11,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from minimodel.errors import MinimodelError
 from minimodel.warping import full_precision, identity_grid
 
 # Eigenvalues of a spline's equations below this share of the largest count as zero: what rounding of the points makes
@@ -68,7 +69,7 @@ def fit_spline(
     among those that fit best.
     """
     if regularisation < 0:
-        raise ValueError(f"regularisation is {regularisation}: expected 0 or more")
+        raise MinimodelError(f"regularisation is {regularisation}: expected 0 or more")
     # Eight equations a spline cost nothing, and in float32 points near a line would leave three digits of them.
     points, target = control.double(), values.double()
     bend = kernel((points[..., :, None, :] - points[..., None, :, :]).square().sum(-1))

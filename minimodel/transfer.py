@@ -2,33 +2,62 @@
 
 All that the model learns of a driving frame is its `Motion`. The points in it lie where the *driving* person's face is,
 so between two people they carry shape as well as movement. `standard` takes them as they are, `relative` only how they
-have moved, `avd` lets a small network put them onto the source's shape. None of them keeps the driving picture: the
-TPS prior would move the photo's background as the driving film's.
+have moved, `avd` lets a small network put them onto the source's shape; `transfer` does one of them for a whole film.
 
 Notebook: ``notebooks/10_motion_transfer.ipynb``.
 """
 
 import hashlib
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
-from scipy.spatial import ConvexHull, QhullError
 from torch import Tensor, nn
 
+from minimodel.errors import MinimodelError, check_choice
 from minimodel.motion import Motion
 from minimodel.saving import find_weights, load_weights_into, make_metadata, read_config, read_metadata, write_weights
 from minimodel.warping import full_precision
 
-MODES = ("standard", "relative", "avd")
+Mode = Literal["standard", "relative", "avd"]
+MODES: tuple[str, ...] = get_args(Mode)
+
+
+def transfer(
+    mode: Mode,
+    source_motion: Motion,
+    film: Motion,
+    *,
+    start_frame: int | None = None,
+    network: "AvdNetwork | None" = None,
+) -> Motion:
+    """The motions in which to render a source of batch 1, for the motions of a film's T frames.
+
+    "relative" counts movement from ``start_frame``, or from the frame whose points lie most like the source's; "avd"
+    needs its ``network``. MinimodelError for a start frame that the film doesn't have, or without the network.
+    """
+    check_choice("mode", mode, MODES)
+    if mode == "relative":
+        start = best_start(source_motion, film) if start_frame is None else start_frame
+        if not 0 <= start < len(film):
+            raise MinimodelError(f"start frame {start}: the driving film has frames 0 to {len(film) - 1}")
+        return relative(source_motion, film, film[start : start + 1])
+    if start_frame is not None:
+        raise MinimodelError(f"a start frame is for mode relative; the mode is {mode}")
+    if mode == "standard":
+        return standard(source_motion, film)
+    if network is None:
+        raise MinimodelError("mode avd needs its network: AvdNetwork.load(weights, model) loads it")
+    return avd(source_motion, film, network)
 
 
 def standard(source_motion: Motion, driving_motion: Motion) -> Motion:
     """The driving frame's motion as it is, with the driving person's shape."""
-    return replace(driving_motion, image=None)
+    return driving_motion
 
 
 def relative(
@@ -74,28 +103,18 @@ def best_start(source_motion: Motion, driving_motion: Motion) -> int:
     return int(shape_distance(source_motion, driving_motion).argmin())
 
 
-def take(motion: Motion, rows: slice | Tensor) -> Motion:
-    """Some frames' motion out of many."""
-    parts = {part.name: getattr(motion, part.name) for part in fields(motion)}
-    return Motion(**{name: None if value is None else value[rows] for name, value in parts.items()})
-
-
-def join(motions: list[Motion]) -> Motion:
-    """The motion of many frames as one batch; pictures are left out."""
-    affine = None if motions[0].affine is None else torch.cat([motion.affine for motion in motions])
-    return Motion(torch.cat([motion.points for motion in motions]), affine)
-
-
 def _normalised(points: Float[Tensor, "b k 2"]) -> Float[Tensor, "b k 2"]:
     return (points - points.mean(1, keepdim=True)) / _sizes(points)[:, None, None]
 
 
 def _sizes(points: Float[Tensor, "b k 2"]) -> Float[Tensor, "b"]:
     """The square root of the area of each convex hull (scipy's ``volume`` is the area in two dimensions)."""
+    from scipy.spatial import ConvexHull, QhullError  # takes as long to import as all of the package
+
     try:
         areas = [ConvexHull(p).volume for p in points.detach().double().cpu().numpy()]
     except (QhullError, ValueError) as error:
-        raise ValueError(
+        raise MinimodelError(
             f"{points.shape[1]} points that span no area (or aren't finite) have no size to compare"
         ) from error
     return torch.tensor(areas, dtype=points.dtype, device=points.device).sqrt()
@@ -108,7 +127,7 @@ def avd(source_motion: Motion, driving_motion: Motion, network: "AvdNetwork") ->
     source, driving = flatten(source_motion), flatten(driving_motion)
     count = driving_motion.points.shape[1]
     if (count, driving_motion.affine is not None) != (network.points, network.with_affine):
-        raise ValueError(
+        raise MinimodelError(
             f"motion of {count} points {'with' if driving_motion.affine is not None else 'without'} matrices; this avd"
             f" network takes {network.points} {'with' if network.with_affine else 'without'}"
         )
@@ -118,11 +137,11 @@ def avd(source_motion: Motion, driving_motion: Motion, network: "AvdNetwork") ->
 def _same_kind(source_motion: Motion, *others: Motion) -> None:
     for other in others:
         if source_motion.points.shape[1:] != other.points.shape[1:]:
-            raise ValueError(
+            raise MinimodelError(
                 f"{source_motion.points.shape[1]} source points and {other.points.shape[1]} driving points"
             )
         if (source_motion.affine is None) != (other.affine is None):
-            raise ValueError("one motion has affine matrices and the other has none")
+            raise MinimodelError("one motion has affine matrices and the other has none")
 
 
 def flatten(motion: Motion) -> Float[Tensor, "b d"]:
@@ -195,9 +214,9 @@ class AvdNetwork(nn.Module):
         path = avd_path(weights)
         command = f"minimodel train-avd --weights {weights}"
         if not path.exists():
-            raise ValueError(f"mode avd needs {path}, which isn't there: it is made by `{command}`")
+            raise MinimodelError(f"mode avd needs {path}, which isn't there: it is made by `{command}`")
         if read_metadata(path, "avd")["points_of"] != fingerprint(model):
-            raise ValueError(f"{path}: was trained on the points of other weights; train it again: `{command}`")
+            raise MinimodelError(f"{path}: was trained on the points of other weights; train it again: `{command}`")
         network = read_config(path, "avd", lambda text: cls(**json.loads(text)))
         load_weights_into(network, path)
         return network.eval().to(next(model.parameters()).device)

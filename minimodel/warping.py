@@ -51,7 +51,22 @@ def warp(
     grid = identity_grid(*flow.shape[-2:], device=flow.device, dtype=flow.dtype) + flow
     if (mode, padding) == ("bilinear", "border") and _reads_rows(image, flow):
         return _warp_rows(image, grid)
-    return F.grid_sample(image, grid.permute(0, 2, 3, 1), mode=mode, padding_mode=padding, align_corners=False)
+    return sample(image, grid.permute(0, 2, 3, 1), padding=padding, mode=mode)
+
+
+def sample(
+    image: Float[Tensor, "b c height width"],
+    positions: Float[Tensor, "b h w 2"],
+    *,
+    padding: str = "border",
+    mode: str = "bilinear",
+) -> Float[Tensor, "b c h w"]:
+    """Values of ``image`` at normalised ``positions`` (x, y), which may form any grid of h x w.
+
+    ``padding`` says what lies outside the image: "border" repeats its edge, "reflection" mirrors it there, "zeros" is
+    black. Every sampling of pictures and features in the package goes through here.
+    """
+    return F.grid_sample(image, positions, mode=mode, padding_mode=padding, align_corners=False)
 
 
 def _reads_rows(image: Tensor, flow: Tensor) -> bool:
@@ -91,6 +106,46 @@ def resize_flow(flow: Float[Tensor, "b c height width"], size: tuple[int, int]) 
     if smaller != (height, width):
         flow = F.interpolate(flow, smaller, mode="area")
     return flow if smaller == tuple(size) else F.interpolate(flow, tuple(size), mode="bilinear", align_corners=False)
+
+
+def flow_to_pixels(flow: Float[Tensor, "*b 2 h w"]) -> Float[Tensor, "*b 2 h w"]:
+    """A normalised flow -> the same displacements in pixels of the flow's own resolution."""
+    return flow * _half_extent(flow)
+
+
+def flow_from_pixels(flow: Float[Tensor, "*b 2 h w"]) -> Float[Tensor, "*b 2 h w"]:
+    """A flow in pixels of its own resolution -> normalised; undoes `flow_to_pixels`."""
+    return flow / _half_extent(flow)
+
+
+def _half_extent(flow: Float[Tensor, "*b 2 h w"]) -> Float[Tensor, "2 1 1"]:
+    """Pixels in a normalised unit, along x and along y."""
+    height, width = flow.shape[-2:]
+    return torch.tensor((width, height), device=flow.device, dtype=flow.dtype).view(2, 1, 1) / 2
+
+
+def sample_flow(flow: Float[Tensor, "b 2 h w"], points: Float[Tensor, "b n 2"]) -> Float[Tensor, "b n 2"]:
+    """The displacements of a normalised flow at normalised ``points``, bilinear between pixels."""
+    return sample(flow, points[:, :, None])[..., 0].transpose(1, 2)
+
+
+def invert_flow_at(flow: Float[Tensor, "b 2 h w"], points: Float[Tensor, "b n 2"]) -> Float[Tensor, "b n 2"]:
+    """Where a backward flow makes points of the source appear: for each p a position z with z + F(z) = p, or as near
+    to that as a search comes where no z leads to p.
+
+    The search starts at the pixel whose arrow ends nearest. Ten fixed-point steps go on between pixels, and the best
+    position is kept.
+    """
+    grid = identity_grid(*flow.shape[-2:], device=flow.device, dtype=flow.dtype).flatten(1).T
+    ends = grid + flow.flatten(2).transpose(1, 2)
+    z = torch.stack([grid[torch.cdist(p, end).argmin(1)] for p, end in zip(points, ends)])
+    best, smallest = z, torch.full_like(z[..., :1], torch.inf)
+    for _ in range(10):
+        missed = points - z - sample_flow(flow, z)
+        distance = missed.norm(dim=-1, keepdim=True)
+        best, smallest = torch.where(distance < smallest, z, best), torch.minimum(distance, smallest)
+        z = z + missed
+    return best
 
 
 def to_pixels(points: Float[Tensor, "... 2"], size: tuple[int, int]) -> Float[Tensor, "... 2"]:

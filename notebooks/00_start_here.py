@@ -29,7 +29,6 @@ import torch
 from ipywidgets import FloatSlider
 
 from minimodel import show
-from minimodel.commands.animate import render_frames
 from minimodel.data import synthetic
 from minimodel.data.video import read_image
 from minimodel.evaluation import metrics
@@ -47,7 +46,7 @@ people = synthetic.sample_identities(2, seed=100)
 speech = synthetic.animate_states(120, seed=5)[::5]  # what a person does in five seconds, every fifth frame
 source = synthetic.render(synthetic.Faces(people[0], speech[0]), 64)
 video = synthetic.render(synthetic.Faces(people[1], speech), 64)
-made = torch.stack([frame for _, frame in render_frames(model, source, video)])
+made = torch.stack(list(model.animate(source[0], video, mode="standard")))
 
 # %%
 show.film(torch.cat([source.expand_as(video), video, made], dim=3), fps=6)
@@ -79,7 +78,7 @@ assert 0 < (255 * (again - source[0]).abs()).max() <= 0.51
 
 # %%
 clip = synthetic.render(synthetic.Faces(people[0], speech), 64)
-rebuilt = torch.stack([frame for _, frame in render_frames(model, source, clip)])
+rebuilt = torch.stack(list(model.animate(source[0], clip, mode="standard")))
 copying = metrics.psnr(source.expand_as(clip)[1:], clip[1:]).mean()
 ours = metrics.psnr(rebuilt[1:], clip[1:]).mean()
 print(f"PSNR: copying {copying:.1f} dB, ours {ours:.1f} dB")
@@ -270,7 +269,7 @@ assert metrics.l1(wrong, D) > metrics.l1(S, D) > metrics.l1(by_package, D)
 #
 # <details><summary>Solutions</summary>
 #
-# 1. `render_frames(model, source, video.flip(3))`: the face turns the other way. The photo isn't mirrored, only the
+# 1. `model.animate(source[0], video.flip(3), mode="standard")`: the face turns the other way. The photo isn't mirrored, only the
 #    motion is: motion and looks have been separated.
 # 2. More at 64 (set `SIZE`): every warp mixes neighbouring pixels, and at 64 pixels an eyelash or a lip is only one
 #    pixel wide. The blur is a matter of pixels, not of millimetres.

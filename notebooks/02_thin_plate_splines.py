@@ -648,7 +648,9 @@ frames = [synthetic.render(faces, 64) for faces in (sources, drivings)]
 pans = torch.cat([torch.eye(2).expand(32, 2, 2), -pan[..., None]], dim=2)  # back from the driving frame to the source
 
 with torch.no_grad():
-    masks = model.move(model.encode_source(frames[0]), model.encode_driving(frames[1])).coarse.masks
+    masks = model.move(
+        model.encode_source(frames[0]), model.encode_driving(frames[1], move_background=True)
+    ).coarse.masks
     logits = model.prior.background.logits(frames[1])
     fresh = BackgroundPredictor(base=8, levels=2, maximum=32, norm="group")
     found = {"nothing moves": torch.eye(2, 3).expand(32, 2, 3), "all pixels": fresh(*frames)}

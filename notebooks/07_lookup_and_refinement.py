@@ -68,7 +68,7 @@ face = torch.isin(synthetic.parsing(driving, SIZE), FACE)[:, None] & visible.boo
 # %%
 model = AnimationModel.load("tiny-tps")
 with torch.no_grad():
-    state, motion = model.encode_source(S), model.encode_driving(D)
+    state, motion = model.encode_source(S), model.encode_driving(D, move_background=True)
     output = model.render(state, motion)
 
 # %%
@@ -473,7 +473,7 @@ def refine_naive(refiner, coarse, correlation, context, sizes):
 # %%
 assert isinstance(model.structure, StructureCorrelation)
 with torch.no_grad():
-    C = model.structure(state.structure, motion).volume()
+    C = model.structure(state.structure, model.prior.structure_points(motion)).volume()
 assert torch.equal(C, output.correlation.volume())
 
 # %%
@@ -533,7 +533,9 @@ def region_errors(clip, flow):
 @torch.no_grad()
 def stage_errors(clip, render=model.render):
     """(regions, 3, stages): every stage as it is, stopped after each stage, and the true flow at each stage's size."""
-    flows = render(model.encode_source(clip.frames[:1]), model.encode_driving(clip.frames[1:])).flows
+    flows = render(
+        model.encode_source(clip.frames[:1]), model.encode_driving(clip.frames[1:], move_background=True)
+    ).flows
     rows = [flows, [], []]
     for F_i in flows:
         residual = F_i - resize_flow(flows[0], F_i.shape[-2:])
@@ -607,7 +609,9 @@ def stopped_after(model, scales):
     stopped, results = copy.deepcopy(model), []
     stopped.refiner.iterations = scales
     for clip in clips:
-        made = stopped.render(stopped.encode_source(clip.frames[:1]), stopped.encode_driving(clip.frames[1:]))
+        made = stopped.render(
+            stopped.encode_source(clip.frames[:1]), stopped.encode_driving(clip.frames[1:], move_background=True)
+        )
         cost = perceptual_loss(features, made.image, clip.frames[1:])
         results.append(torch.stack([region_errors(clip, made.flows[-1])[0], cost]))
     return torch.stack(results).mean(0)
@@ -651,7 +655,9 @@ S_all, D_all = (torch.stack([clip.frames[number] for clip in clips]) for number 
 true_all = torch.stack([clip.truth.flow[2] for clip in clips])
 face_all = torch.stack([(clip.truth.regions["face"] & clip.truth.visible)[2] for clip in clips])
 with torch.no_grad():
-    F_0 = resize_flow(model.move(model.encode_source(S_all), model.encode_driving(D_all)).flows[0], full)
+    F_0 = resize_flow(
+        model.move(model.encode_source(S_all), model.encode_driving(D_all, move_background=True)).flows[0], full
+    )
 
 
 # %%

@@ -38,6 +38,7 @@ from minimodel.evaluation.assessors import load_assessors
 from minimodel.model import AnimationModel
 from minimodel.motion import Motion
 from minimodel.transfer import AvdNetwork
+from minimodel.warping import invert_flow_at
 
 torch.manual_seed(0)
 SIZE = 64
@@ -66,7 +67,7 @@ def animate(motion):
     return model.render(source, motion).image
 
 
-first = transfer.take(driving, slice(0, 1))
+first = driving[:1]
 made = {
     "standard": animate(transfer.standard(source.motion, driving)),
     "relative": animate(transfer.relative(source.motion, driving, first)),
@@ -95,7 +96,7 @@ show.pictures({name: frames[[2, 7, 12, 17, 22]] for name, frames in rows.items()
 # %%
 with torch.no_grad():
     own = model.encode_driving(truth)
-own_start = transfer.take(own, slice(0, 1))
+own_start = own[:1]
 own_relative = transfer.relative(source.motion, own, own_start)
 assert torch.allclose(own_relative.points, own.points, atol=1e-5)
 assert torch.allclose(own_relative.affine, own.affine, atol=1e-3)
@@ -220,7 +221,7 @@ plt.show()
 
 # %%
 smaller = Motion(0.6 * driving.points + torch.tensor([0.3, -0.1]), 0.6 * driving.affine)
-one, other = (transfer.relative(source.motion, m, transfer.take(m, slice(0, 1))) for m in (driving, smaller))
+one, other = (transfer.relative(source.motion, m, m[:1]) for m in (driving, smaller))
 assert torch.allclose(one.points, other.points, atol=1e-5)
 assert torch.allclose(one.affine, other.affine, atol=1e-3)
 
@@ -307,7 +308,7 @@ assert torch.allclose(by_hand[count:].view(-1, 2, 2), packaged.affine[12], atol=
 
 # %%
 generator = torch.Generator().manual_seed(3)
-strangers = [transfer.deformed(transfer.take(own, slice(12, 13)), generator) for _ in range(4)]
+strangers = [transfer.deformed(own[12:13], generator) for _ in range(4)]
 figure, axes = plt.subplots(1, 5, figsize=(9, 2))
 for axis, points in zip(axes, [own.points[12], *(stranger.points[0] for stranger in strangers)]):
     axis.scatter(*own.points[12].T, facecolors="none", edgecolors="lightgray", s=30)
@@ -324,8 +325,8 @@ plt.show()
 # %%
 @torch.no_grad()
 def loss_of(network, count=64):
-    p_1 = transfer.take(own, torch.randint(len(own.points), (count,)))
-    p_2 = transfer.take(own, torch.randint(len(own.points), (count,)))
+    p_1 = own[torch.randint(len(own.points), (count,))]
+    p_2 = own[torch.randint(len(own.points), (count,))]
     strange = transfer.deformed(p_2, generator)
     made = transfer.avd(p_1, strange, network)
     return (made.points - p_2.points).abs().mean(), (strange.points - p_2.points).abs().mean()
@@ -452,8 +453,8 @@ for mode in ("copy", "standard", given, "avd", "same person"):
 
 # %%
 def draw(start=best, scale=1.0, frame=20):
-    begin = transfer.take(driving, slice(start, start + 1))
-    now = transfer.take(driving, slice(frame, frame + 1))
+    begin = driving[start : start + 1]
+    now = driving[frame : frame + 1]
     motion = transfer.relative(other_source.motion, now, begin, scale=scale)
     with torch.no_grad():
         image = model.render(other_source, motion).image
@@ -474,10 +475,10 @@ show.playground(draw, **sliders, scale=FloatSlider(1.0, min=0, max=2.0, step=0.1
 # %%
 def landmark_error(start):
     """Mean error of the aligned pair's landmarks in pixels (every second frame), when movement is counted from here."""
-    begin, some = (transfer.take(driving, rows) for rows in (slice(start, start + 1), slice(2, None, 2)))
+    begin, some = (driving[rows] for rows in (slice(start, start + 1), slice(2, None, 2)))
     with torch.no_grad():
         flow = model.move(source, transfer.relative(source.motion, some, begin)).flows[-1]
-    carried = protocols.invert_flow_at(flow, pair.landmarks[:1].expand(len(flow), -1, -1))
+    carried = invert_flow_at(flow, pair.landmarks[:1].expand(len(flow), -1, -1))
     return (carried - pair.landmarks[2::2]).norm(dim=-1).mean().item() * pixels
 
 
@@ -506,7 +507,7 @@ print(f"the start that the search takes is number {rank} of {len(errors)}, count
 
 # %%
 bad = max(range(len(errors)), key=errors.__getitem__)
-started_badly = animate(transfer.relative(source.motion, driving, transfer.take(driving, slice(bad, bad + 1))))
+started_badly = animate(transfer.relative(source.motion, driving, driving[bad : bad + 1]))
 rows = {"good start": made["relative"], "bad start": started_badly, "truth": truth}
 show.pictures({name: frames[[2, 7, 12, 17, 22]] for name, frames in rows.items()}, side=1.3)
 
@@ -521,7 +522,7 @@ show.pictures({name: frames[[2, 7, 12, 17, 22]] for name, frames in rows.items()
 #
 # <details><summary>Solutions</summary>
 #
-# 1. `transfer.take(driving, torch.arange(len(film) - 1, -1, -1))`. Standard and avd look at one frame at a time: the same
+# 1. `driving[torch.arange(len(film) - 1, -1, -1)]`. Standard and avd look at one frame at a time: the same
 #    pictures, in the other order. Relative too, as long as the starting frame stays the same one; with "the first frame"
 #    as the start it changes altogether.
 # 2. `import dataclasses`, then

@@ -30,7 +30,6 @@ import torch
 from ipywidgets import IntSlider
 
 from minimodel import losses, show
-from minimodel.commands.animate import render_frames
 from minimodel.config import PRESETS, PRIORS, SYSTEMS, HourglassSizes, ModelConfig, ResNetSizes, TokenSizes
 from minimodel.data import synthetic
 from minimodel.evaluation import metrics
@@ -335,7 +334,7 @@ def puppet(who=0, by=3, moment=6):
 show.playground(puppet, who=IntSlider(0, 0, 7), by=IntSlider(3, 0, 7), moment=IntSlider(6, 0, 24))
 # %%
 video = synthetic.render(synthetic.Faces(everybody[3], synthetic.animate_states(125, seed=3)[::6]), SIZE)
-made = [torch.stack([frame for _, frame in render_frames(tiny, photos[who : who + 1], video)]) for who in (0, 4, 6)]
+made = [torch.stack(list(tiny.animate(photos[who], video, mode="standard"))) for who in (0, 4, 6)]
 show.film(torch.cat([video, *made], dim=3), fps=5, side=128)
 
 # %%

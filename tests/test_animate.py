@@ -9,12 +9,15 @@ import torch
 import torch.nn.functional as F
 
 from minimodel import transfer
-from minimodel.commands.animate import AnimateConfig, animate, find_start, render_frames
+from minimodel.commands.animate import AnimateConfig, animate
 from minimodel.data import synthetic
 from minimodel.data.framing import center_crop_resize, landmarks_file
 from minimodel.data.video import Clip, read_image, read_landmarks
 from minimodel.data.writer import VideoWriter
+from minimodel.errors import MinimodelError
 from minimodel.model import AnimationModel
+from minimodel.motion import join
+from minimodel.priors import AffinePrior
 from minimodel.transfer import AvdNetwork
 from minimodel.warping import to_pixels
 from tests.test_video import film, with_sound
@@ -102,7 +105,7 @@ def test_what_are_no_landmarks_is_said_in_one_line(setup, by_landmarks, tmp_path
         animate(by_landmarks(driving="missing.npz"))
     points, found = torch.zeros(2, 74, 2), torch.ones(2, dtype=torch.bool)
     (tmp_path / "good.npz").write_bytes(landmarks_file(points, found, size=(64, 64), fps=Fraction(25)))
-    with pytest.raises(ValueError, match="prior 'affine'"):
+    with pytest.raises(MinimodelError, match="AffinePrior, which finds points itself"):
         animate(setup(driving="good.npz"))
     assert not (tmp_path / "out.mp4").exists()
 
@@ -121,21 +124,24 @@ def test_one_frame_is_enough_to_drive(setup, tmp_path):
 def test_frames_do_not_depend_on_how_they_are_batched():
     torch.manual_seed(0)
     model = AnimationModel.from_preset("tiny").eval()
-    source, frames = torch.rand(1, 3, 64, 64), list(torch.rand(5, 3, 64, 64))
-    one, all_at_once = ([made for _, made in render_frames(model, source, frames, batch=b)] for b in (1, 5))
+    photo, frames = torch.rand(3, 64, 64), list(torch.rand(5, 3, 64, 64))
+    one, all_at_once = (list(model.animate(photo, frames, batch=batch)) for batch in (1, 5))
     assert torch.allclose(torch.stack(one), torch.stack(all_at_once), atol=1e-5)
 
 
 def test_the_background_of_the_driving_film_is_left_where_it_is(monkeypatch):
     torch.manual_seed(0)
     model = AnimationModel.from_preset("tiny", system="tpsm").eval()
-    source, frames = torch.rand(1, 3, 64, 64), torch.rand(2, 3, 64, 64)
-    with torch.no_grad():
-        before = [made for _, made in render_frames(model, source, frames)]
-        # a predictor that sees motion wherever it looks
-        monkeypatch.setattr(model.prior.background, "forward", lambda source, driving: torch.full((2, 2, 3), 0.3))
-        after = [made for _, made in render_frames(model, source, frames)]
+    photo, frames = torch.rand(3, 64, 64), torch.rand(2, 3, 64, 64)
+    before = list(model.animate(photo, frames, mode="standard"))
+    # a predictor that sees motion wherever it looks
+    monkeypatch.setattr(model.prior.background, "forward", lambda source, driving: torch.full((2, 2, 3), 0.3))
+    after = list(model.animate(photo, frames, mode="standard"))
     assert all(torch.equal(*both) for both in zip(before, after))
+    with torch.no_grad():  # asked for, it does move
+        still, moved = (model(photo.expand(2, -1, -1, -1), frames, move_background=move) for move in (False, True))
+    assert torch.allclose(still.image, torch.stack(before), atol=1e-5)
+    assert not torch.allclose(still.flows[-1], moved.flows[-1], atol=1e-3)
 
 
 def pixels(path):
@@ -160,7 +166,7 @@ def test_each_mode_renders_its_own_motion(setup, trained, tmp_path, monkeypatch)
         clip = Clip(animate(setup(mode=mode, start_frame=3 if mode == "relative" else None)))
         assert len(clip) == 11
         source = rendered[0][0]
-        made = transfer.join([motion for _, motion in rendered])
+        made = join([motion for _, motion in rendered])
         model = AnimationModel.load(tmp_path / "model.safetensors")
         frames = torch.stack([frame[None] / 255 for _, frame in Clip(tmp_path / "driving.mp4").decode()])[:, 0]
         frames = torch.nn.functional.interpolate(frames, (64, 64), mode="bilinear", antialias=True, align_corners=False)
@@ -168,7 +174,7 @@ def test_each_mode_renders_its_own_motion(setup, trained, tmp_path, monkeypatch)
             film = model.encode_driving(frames)
         expected = {
             "standard": film,
-            "relative": transfer.relative(source.motion, film, transfer.take(film, slice(3, 4))),
+            "relative": transfer.relative(source.motion, film, film[3:4]),
             "avd": transfer.avd(source.motion, film, trained),
         }[mode]
         assert torch.allclose(made.points, expected.points, atol=1e-4)
@@ -187,12 +193,23 @@ def test_a_photo_that_is_a_frame_of_the_film_is_where_relative_starts(setup, tmp
 
 def test_the_start_is_the_most_similar_frame_or_the_given_one(setup, tmp_path, capsys):
     animate(setup(mode="relative", start_frame=10))
-    assert "movement is counted from frame 10" in capsys.readouterr().out
+    assert "movement is counted from" not in capsys.readouterr().out  # it was said by whoever asked
     model = AnimationModel.load(tmp_path / "model.safetensors")
-    source, frames = torch.rand(1, 3, 64, 64), torch.rand(9, 3, 64, 64)
+    photo, frames = torch.rand(3, 64, 64), torch.rand(9, 3, 64, 64)
     with torch.no_grad():
-        expected = transfer.best_start(model.encode_driving(source), model.encode_driving(frames))
-    assert find_start(model, source, frames, batch=4)[0] == expected
+        expected = transfer.best_start(model.encode_driving(photo[None]), model.encode_driving(frames))
+    given = {start: list(model.animate(photo, frames, start_frame=start, batch=4)) for start in (None, expected)}
+    assert all(torch.equal(*both) for both in zip(*given.values(), strict=True))
+
+
+@pytest.mark.parametrize("mode", ["standard", "relative"])
+def test_the_film_is_decoded_and_encoded_once(setup, monkeypatch, mode):
+    decoded, encoded = [], []
+    decode, detect = Clip.decode, AffinePrior.detect
+    monkeypatch.setattr(Clip, "decode", lambda *args: decoded.append(1) or decode(*args))
+    monkeypatch.setattr(AffinePrior, "detect", lambda self, image: encoded.append(len(image)) or detect(self, image))
+    animate(setup(mode=mode))
+    assert len(decoded) == 1 and sum(encoded) == 1 + 11  # the photo, and eleven frames
 
 
 @pytest.mark.parametrize(
@@ -207,12 +224,11 @@ def test_the_start_is_the_most_similar_frame_or_the_given_one(setup, tmp_path, c
         (dict(size=100), "multiples of 16; nearest heights are 96 or 112"),
         (dict(output="out.avi"), "must end in .mp4 or .gif"),
         (dict(output="photo.png/out.mp4"), "can't be written"),
-        (dict(mode="best"), "unknown mode 'best': there are standard, relative, avd"),
         (dict(mode="avd"), "avd-model.safetensors, which isn't there: it is made by `minimodel train-avd --weights"),
         (dict(mode="avd", start_frame=0), "--start-frame is for mode relative; the mode is avd"),
         (dict(start_frame=0), "--start-frame is for mode relative; the mode is standard"),
-        (dict(mode="relative", start_frame=11), "start frame 11: the driving video has no such frame"),
-        (dict(mode="relative", start_frame=-1), "start frame -1: the driving video has no such frame"),
+        (dict(mode="relative", start_frame=11), "start frame 11: the driving film has frames 0 to 10"),
+        (dict(mode="relative", start_frame=-1), "start frame -1: the driving film has frames 0 to 10"),
     ],
 )
 def test_wrong_input_is_named_and_nothing_is_left_behind(setup, tmp_path, options, message):
@@ -238,7 +254,7 @@ def test_the_film_shows_what_was_rendered(tmp_path):
     paths = [tmp_path / name for name in ("photo.png", "d.mp4", "o.mp4")]
     source = center_crop_resize(read_image(paths[0])[None], 64)
     frames = [center_crop_resize(frame[None] / 255, 64)[0] for _, frame in Clip(paths[1]).decode()]
-    made = [m.clone() for _, m in render_frames(model, source, frames)]
+    made = [frame.clone() for frame in model.animate(source[0], frames, mode="standard")]
 
     def small(path):
         return torch.stack([f for _, f in Clip(path).decode()]).float() / 255

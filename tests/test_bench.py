@@ -61,7 +61,7 @@ def test_the_bench_runs_and_its_stages_do_not_overlap(system, prior, capsys):
     with torch.inference_mode():
         points = random_landmarks(1, image.device)
         told = dict(source_landmarks=points, driving_landmarks=points) if system == "s2d" else {}
-        total, spent = measure(model, lambda: model(image, image, **told), 3)
+        total, spent = measure(model, lambda: model(image, image, move_background=True, **told), 3)
     expected = {"generator"} | (set() if system == "s2d" else {"keypoints", "source features"})
     expected |= set() if system == "npmr" else {"coarse flow"}
     expected |= {"background"} if system == "tpsm" else set()

@@ -23,6 +23,7 @@ from minimodel.data.video import Clip
 from minimodel.data.writer import VideoWriter
 from minimodel.landmarks import LandmarkDetector
 from minimodel.model import AnimationModel
+from minimodel.training import loop
 
 
 class Malicious:
@@ -105,9 +106,7 @@ LANDMARKS_TRAIN = dict(output="out.safetensors", steps="1", start="detector.safe
 
 CASES = [
     # ablate
-    ("ablate", ABLATE, dict(table="mrfa-7"), "unknown table 'mrfa-7': there are mrfa-3, mrfa-4, "),
     ("ablate", ABLATE, dict(rows="x"), "unknown row of s2d-4 'x': there are full, no-add-motion, no-adain, no-local"),
-    ("ablate", ABLATE, dict(preset="big"), "unknown preset 'big': there are tiny, small, paper"),
     ("ablate", ABLATE, dict(pairs="7"), "--pairs is 7: expected at least 8, one batch"),
     ("ablate", ABLATE, dict(parallel="0"), "--parallel is 0: expected at least 1"),
     ("ablate", ABLATE, dict(output="clips/a.mp4"), "'clips/a.mp4"),
@@ -145,10 +144,9 @@ CASES = [
     ("animate", ANIMATE, dict(output="out.avi"), "out.avi: the name of the output must end in .mp4 or .gif"),
     ("animate", ANIMATE, dict(output="file/out.mp4"), "file/out.mp4: can't be written"),
     ("animate", ANIMATE, dict(output="/dev/full/out.mp4"), "/dev/full/out.mp4: can't be written"),
-    ("animate", ANIMATE, dict(mode="x"), "unknown mode 'x': there are standard, relative, avd"),
     ("animate", ANIMATE, dict(mode="avd"), "it is made by `minimodel train-avd --weights model.safetensors`"),
     ("animate", ANIMATE, {"start-frame": "1"}, "--start-frame is for mode relative"),
-    ("animate", ANIMATE, {"mode": "relative", "start-frame": "4"}, "start frame 4: the driving video has no such"),
+    ("animate", ANIMATE, {"mode": "relative", "start-frame": "4"}, "start frame 4: the driving film has frames 0 to"),
     # avd
     ("train-avd", AVD, dict(weights="huge"), "weights 'huge': no such file, and shipped are only ['tiny'"),
     ("train-avd", AVD, dict(weights="pickle.pt"), "pickle.pt: not a whole safetensors file"),
@@ -228,9 +226,6 @@ CASES = [
     ("synthesize", SYNTHESIZE, dict(size="4"), "size is 4: expected an"),
     ("synthesize", SYNTHESIZE, dict(clips="0"), "clips is 0: expected"),
     # train
-    ("train", TRAIN, dict(preset="big"), "unknown preset 'big': there are tiny, small, paper"),
-    ("train", TRAIN, dict(system="x"), "unknown system 'x': there are fomm"),
-    ("train", TRAIN, dict(prior="x"), "unknown prior 'x': there are affine"),
     ("train", TRAIN, dict(data="missing"), "missing: no such"),
     ("train", TRAIN, dict(data="file"), "file: expected a"),
     ("train", TRAIN, dict(data="texts"), "texts/a.mp4: not a video"),
@@ -263,6 +258,33 @@ def test_bad_input_is_one_line_and_nothing_is_written(place, capsys, command, us
     assert contents(place) == before  # so the pickle wasn't executed either
 
 
+CHOICES = [
+    ("ablate", ABLATE, dict(table="mrfa-7"), "mrfa-3,mrfa-4"),
+    ("ablate", ABLATE, dict(preset="big"), "tiny,small,paper"),
+    ("animate", ANIMATE, dict(mode="x"), "standard,relative,avd"),
+    ("train", TRAIN, dict(preset="big"), "tiny,small,paper"),
+    ("train", TRAIN, dict(system="x"), "mrfa,fomm"),
+    ("train", TRAIN, dict(prior="x"), "affine,tps"),
+]
+
+
+@pytest.mark.parametrize("command, usual, options, choices", CHOICES)
+def test_what_is_no_choice_is_answered_by_the_choices(place, capsys, command, usual, options, choices):
+    before = contents(place)
+    assert main(words(command, usual, options)) == 2
+    (line,) = complaints(capsys.readouterr().err)
+    assert line.startswith("minimodel: ") and all(f"'{choice}'" in line for choice in choices.split(","))
+    assert contents(place) == before
+
+
+def test_a_command_that_is_not_there_is_named_with_the_nearest(capsys):
+    assert main(["animte"]) == 2
+    assert capsys.readouterr().err == "minimodel: unknown command 'animte': did you mean animate?\n"
+    assert main([]) == 2 and main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(printed.count(f"\n  {name} ") == 1 for name in commands.COMMANDS)
+
+
 @pytest.mark.parametrize("kind", ["pickle", "checkpoint of another model"])
 def test_a_foreign_checkpoint_stops_training_and_stays(place, capsys, kind):
     Path("out").mkdir()
@@ -290,9 +312,9 @@ def test_a_film_that_is_there_survives_what_goes_wrong(place, capsys):
 
 def test_a_loss_that_is_not_finite_is_one_line_too(monkeypatch, capsys):
     def fail(config):
-        raise commands.TrainingStopped("loss or gradient is not finite in step 7: stopped")
+        raise loop.TrainingStopped("loss or gradient is not finite in step 7: stopped")
 
-    monkeypatch.setitem(commands.COMMANDS, "train", (commands.TrainConfig, fail))
+    monkeypatch.setattr("minimodel.training.loop.train", fail)
     assert main(words("train", TRAIN, {})) == 2
     assert capsys.readouterr().err == "minimodel: loss or gradient is not finite in step 7: stopped\n"
 
@@ -301,7 +323,7 @@ def test_bugs_are_not_hidden(monkeypatch):
     def fail(config):
         raise ZeroDivisionError
 
-    monkeypatch.setitem(commands.COMMANDS, "train", (commands.TrainConfig, fail))
+    monkeypatch.setattr("minimodel.training.loop.train", fail)
     with pytest.raises(ZeroDivisionError):
         main(words("train", TRAIN, {}))
 
@@ -310,18 +332,14 @@ def test_a_device_that_is_full_is_said_in_one_line(monkeypatch, capsys):
     def fill(config):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nAnd much more")
 
-    monkeypatch.setitem(commands.COMMANDS, "train", (commands.TrainConfig, fill))
+    monkeypatch.setattr("minimodel.training.loop.train", fill)
     assert main(words("train", TRAIN, {})) == 2
     line = capsys.readouterr().err
     assert line.startswith("minimodel: CUDA out of memory") and "--batch" in line and line.count("\n") == 1
 
 
 def test_warnings_are_one_line(monkeypatch, capsys):
-    monkeypatch.setitem(
-        commands.COMMANDS,
-        "train",
-        (commands.TrainConfig, lambda config: warnings.warn("a film breaks off", stacklevel=2)),
-    )
+    monkeypatch.setattr(loop, "train", lambda config: warnings.warn("a film breaks off", stacklevel=2))
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         assert main(words("train", TRAIN, {})) == 0
@@ -358,7 +376,7 @@ def test_stopping_by_hand_is_no_traceback(capsys, monkeypatch):
     def stopped(config):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(commands.COMMANDS, "bench", (commands.BenchConfig, stopped))
+    monkeypatch.setattr("minimodel.commands.bench.bench", stopped)
     assert main(words("bench", BENCH, {})) == 130
     assert capsys.readouterr().err == "minimodel: stopped\n"
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from minimodel import tps, transfer
-from minimodel.commands.evaluate import EvaluateConfig, run
+from minimodel.commands.evaluate import EvaluateConfig, run_evaluation
 from minimodel.config import PRESETS
 from minimodel.data import synthetic
 from minimodel.data.framing import center_crop_resize
@@ -26,13 +26,13 @@ from minimodel.evaluation.benchmark import (
     load_evaluation,
     synthetic_clip,
 )
-from minimodel.evaluation.protocols import Scores, evaluate, evaluate_transfer, invert_flow_at, strip
+from minimodel.evaluation.protocols import Scores, evaluate, evaluate_transfer, strip
 from minimodel.features import load_features
 from minimodel.landmarks import LandmarkDetector
 from minimodel.model import AnimationModel
 from minimodel.motion import Motion
 from minimodel.transfer import AvdNetwork
-from minimodel.warping import identity_grid, warp
+from minimodel.warping import identity_grid, invert_flow_at, warp
 
 EvaluationClip.__test__ = False  # no test, whatever its name
 
@@ -505,7 +505,7 @@ def test_the_command_measures_transfer(tmp_path, capsys, monkeypatch, crossed, w
     if with_network:
         AvdNetwork(10, with_affine=True).save(tmp_path / "avd-model.safetensors", model=model)
     monkeypatch.setattr("minimodel.commands.evaluate.cross_clips", lambda name, size: crossed[name][:1])
-    scores = run(EvaluateConfig(str(tmp_path / "model.safetensors"), ("cross-aligned",)))["cross-aligned"]
+    scores = run_evaluation(EvaluateConfig(str(tmp_path / "model.safetensors"), ("cross-aligned",)))["cross-aligned"]
     printed = capsys.readouterr().out
     assert "on cross-aligned: 1 clips, 10 frames of 64 x 64" in printed and scores.table() in printed
     assert ("avd" in scores.rows) == with_network == ("| avd |" in printed)
@@ -545,7 +545,9 @@ def test_the_command_prints_a_table_and_writes_the_numbers(tmp_path, capsys):
     AnimationModel.from_preset("tiny").save(tmp_path / "model.safetensors")
     folder = str(tmp_path / "clips")
     film(tmp_path / "clips" / "a.mp4"), film(tmp_path / "clips" / "b.mp4", count=3)
-    scores = run(EvaluateConfig(str(tmp_path / "model.safetensors"), (folder,), 32, tmp_path / "scores.json"))
+    scores = run_evaluation(
+        EvaluateConfig(str(tmp_path / "model.safetensors"), (folder,), 32, tmp_path / "scores.json")
+    )
     printed = capsys.readouterr().out
     assert "2 clips, 5 frames of 32 x 32" in printed and scores[folder].table() in printed
     written = json.loads((tmp_path / "scores.json").read_text())
@@ -599,7 +601,7 @@ def test_a_detector_can_be_asked_for_the_landmarks_of_embedded_faces(tmp_path, m
     move = AnimationModel.move
     monkeypatch.setattr(AnimationModel, "move", lambda *args: seen.append(args[2].points) or move(*args))
     for find in (False, True):
-        run(EvaluateConfig(str(tmp_path / "model.safetensors"), find_landmarks=find))
+        run_evaluation(EvaluateConfig(str(tmp_path / "model.safetensors"), find_landmarks=find))
     with torch.inference_mode():
         found = LandmarkDetector.load().find(clip.frames[1:])
     assert torch.equal(seen[0], clip.landmarks[1:]) and torch.allclose(seen[1], found, atol=1e-5)
@@ -625,7 +627,7 @@ def test_networks_that_are_asked_for_are_measured(tmp_path, monkeypatch):
     torch.manual_seed(0)
     AnimationModel.from_preset("tiny").save(tmp_path / "m.safetensors")
     asked = dict(lpips="vgg", inception="inception", output=tmp_path / "scores.json")
-    scores = run(EvaluateConfig(str(tmp_path / "m.safetensors"), ("film", "cross-aligned"), **asked))
+    scores = run_evaluation(EvaluateConfig(str(tmp_path / "m.safetensors"), ("film", "cross-aligned"), **asked))
     assert scores["film"].rows["copy"]["LPIPS (vgg)"] > 0 and scores["film"].rows["model"]["LPIPS (vgg)"] > 0
     assert scores["cross-aligned"].rows["copy"]["FID (Inception)"] > 0
     assert json.loads(asked["output"].read_text())["scores"] == {name: s.rows for name, s in scores.items()}

@@ -171,11 +171,11 @@ def test_the_background_moves_where_the_driving_image_is_given(monkeypatch):
     model, (source, driving) = tiny(system="tpsm"), pair()
     shift = torch.tensor([[1.0, 0.0, 0.2], [0.0, 1.0, -0.1]])
     monkeypatch.setattr(model.prior.background, "forward", lambda source, driving: shift.expand(len(driving), 2, 3))
-    state, motion = model.encode_source(source), model.encode_driving(driving)
+    state, motion = model.encode_source(source), model.encode_driving(driving, move_background=True)
     moving = model.render(state, motion).coarse
     assert torch.allclose(moving.part_flows[:, 0], shift[:, 2].view(2, 1, 1).expand(2, 2, 32, 32), atol=1e-6)
     assert torch.equal(moving.background, shift.expand(2, 2, 3))
-    still = model.render(state, dataclasses.replace(motion, image=None)).coarse
+    still = model.render(state, model.encode_driving(driving)).coarse
     assert not still.part_flows[:, 0].any() and still.background is None
 
 
@@ -188,7 +188,7 @@ def test_structure_points_are_the_means_of_each_spline():
     model.render(model.encode_source(image), motion)
     assert torch.allclose(seen[0], motion.points.view(2, 10, 5, 2).mean(2), atol=1e-6)
     plain = tiny()
-    assert torch.equal(plain.structure._part_points(plain.encode_driving(image)), plain.encode_driving(image).points)
+    assert torch.equal(plain.prior.structure_points(plain.encode_driving(image)), plain.encode_driving(image).points)
 
 
 @torch.no_grad()
@@ -225,7 +225,7 @@ def test_sizes_of_the_presets():
     for prior, refine, generator in COMBINATIONS:
         assert sum(p.numel() for p in tiny(prior=prior, refine=refine, generator=generator).parameters()) <= 2.9e6
     with torch.device("meta"):
-        paper = AnimationModel(PRESETS["paper"])
+        paper = AnimationModel.from_config(PRESETS["paper"])
     updater = paper.refiner.updater
     assert updater.correlation_in.in_channels == 98 and updater.motion.out_channels == 126
     assert paper.generator.feature_channels == [512, 512, 512, 256, 128, 64]
@@ -411,7 +411,7 @@ def test_landmarks_feed_the_structure_correlation():
     source, driving = landmarks()
     state = model.encode_source(pair()[0], landmarks=source)
     assert torch.equal(state.motion.points, source)
-    one, other = (model.structure(state.structure, model.encode_driving(landmarks=x)) for x in (source, driving))
+    one, other = (model.structure(state.structure, points) for points in (source, driving))
     assert one.volume().shape == other.volume().shape == (2, 32, 32, 32, 32)
     assert not torch.allclose(one.volume(), other.volume())
 
@@ -449,8 +449,12 @@ class Finder(LandmarkDetector):
 @torch.no_grad()
 def test_a_detector_can_be_lent_and_its_weights_stay_its_own(tmp_path):
     model = tiny(system="s2d")
-    with pytest.raises(ValueError, match=r"no detector.*use_detector"):
-        model(*pair())
+    assert model.prior.detector is None
+    shipped = LandmarkDetector.load().find(pair()[1])
+    assert torch.allclose(model.encode_driving(pair()[1]).points, shipped, atol=1e-5)  # unless another is set
+    model.double()
+    assert next(model.prior.detector.parameters()).dtype == torch.float64  # it goes where the model goes
+    model.float()
     model.prior.use_detector(Finder())
     assert torch.equal(model.encode_driving(pair()[1]).points, landmarks(1)[0].expand(2, -1, -1))
     same = landmarks(1)[0].expand(2, -1, -1)
@@ -465,7 +469,7 @@ def test_a_detector_can_be_lent_and_its_weights_stay_its_own(tmp_path):
     "build, message",
     [
         (lambda: tiny(system="s2d", points=10), "points is 10: the prior 'landmarks' has 74"),
-        (lambda: tiny().encode_driving(landmarks=landmarks()[0]), "landmarks given to a model with the prior 'affine'"),
+        (lambda: tiny().encode_driving(landmarks=landmarks()[0]), "landmarks given to a model with AffinePrior"),
         (lambda: tiny(system="s2d").encode_driving(), "neither an image nor landmarks"),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 import torch
 from skimage import data
 
-from minimodel.commands.find_landmarks import FindLandmarksConfig, landmarks
+from minimodel.commands.find_landmarks import FindLandmarksConfig, find_film_landmarks
 from minimodel.commands.prepare import PrepareConfig, prepare
 from minimodel.commands.synthesize import SynthesizeConfig, synthesize
 from minimodel.data import synthetic
@@ -146,7 +146,7 @@ def dotted_film(path, count=6):
 
 
 def test_the_landmarks_of_a_film(tmp_path, red_and_green, capsys):
-    made = landmarks(FindLandmarksConfig(dotted_film(tmp_path / "a.mp4")))
+    made = find_film_landmarks(FindLandmarksConfig(dotted_film(tmp_path / "a.mp4")))
     assert made == tmp_path / "a.npz" and "a face in 6 of 6 frames" in capsys.readouterr().out
     with np.load(made) as file:
         assert file["landmarks"].dtype == np.float32 and file["landmarks"].shape == (6, 74, 2)
@@ -155,8 +155,8 @@ def test_the_landmarks_of_a_film(tmp_path, red_and_green, capsys):
         assert np.abs(file["landmarks"][:, [0, 73]] - wanted).max() < 0.5
     # Beside the film may lie the truth: it isn't overwritten unless it was named.
     with pytest.raises(ValueError, match=r"a\.npz: is there already; --output names another file"):
-        landmarks(FindLandmarksConfig(tmp_path / "a.mp4"))
-    landmarks(FindLandmarksConfig(tmp_path / "a.mp4", output=tmp_path / "a.npz", box=(20, 0, 200)))
+        find_film_landmarks(FindLandmarksConfig(tmp_path / "a.mp4"))
+    find_film_landmarks(FindLandmarksConfig(tmp_path / "a.mp4", output=tmp_path / "a.npz", box=(20, 0, 200)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a.npz"]
 
 
@@ -168,7 +168,7 @@ def test_landmarks_of_a_film_that_breaks_off_end_there(tmp_path, red_and_green):
     middle = (start + end) // 2
     data[middle:end] = bytes(end - middle)
     (tmp_path / "a.mp4").write_bytes(data)
-    with np.load(landmarks(FindLandmarksConfig(tmp_path / "a.mp4", box=(20, 0, 200)))) as file:
+    with np.load(find_film_landmarks(FindLandmarksConfig(tmp_path / "a.mp4", box=(20, 0, 200)))) as file:
         assert 5 < len(file["landmarks"]) < 60
 
 
@@ -176,7 +176,7 @@ def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path, red_a
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("minimodel.commands.find_landmarks.find_landmarks", lambda *_: pytest.fail("too late"))
     with pytest.raises(ValueError, match=r"a\.npz: can't be written"):
-        landmarks(FindLandmarksConfig(dotted_film(tmp_path / "a.mp4"), output=tmp_path / "file" / "a.npz"))
+        find_film_landmarks(FindLandmarksConfig(dotted_film(tmp_path / "a.mp4"), output=tmp_path / "file" / "a.npz"))
 
 
 def test_a_film_without_a_face_is_named_and_nothing_is_written(tmp_path, red_and_green):
@@ -184,10 +184,10 @@ def test_a_film_without_a_face_is_named_and_nothing_is_written(tmp_path, red_and
         for _ in range(3):
             film.write(torch.full((3, 64, 48), 0.2))
     with pytest.raises(ValueError, match=r"a\.mp4: no face found; --box says where it is"):
-        landmarks(FindLandmarksConfig(tmp_path / "a.mp4"))
+        find_film_landmarks(FindLandmarksConfig(tmp_path / "a.mp4"))
     for options in (dict(output=tmp_path / "a.txt"), dict(box=(0, 0, 0))):
         with pytest.raises(ValueError, match=r"must end in .npz|box has a side of 0"):
-            landmarks(FindLandmarksConfig(tmp_path / "a.mp4", **options))
+            find_film_landmarks(FindLandmarksConfig(tmp_path / "a.mp4", **options))
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
@@ -273,7 +273,7 @@ def test_the_shortest_clip_has_one_frame_with_its_truth(tmp_path):
 
 
 def test_landmarks_of_a_sample_are_its_true_ones(tmp_path):
-    made = landmarks(FindLandmarksConfig(SAMPLES / "ada.mp4", output=tmp_path / "a.npz"))
+    made = find_film_landmarks(FindLandmarksConfig(SAMPLES / "ada.mp4", output=tmp_path / "a.npz"))
     with np.load(made) as found, np.load(SAMPLES / "ada.npz") as truth:
         error = np.linalg.norm(found["landmarks"] - truth["landmarks"], axis=-1)
         assert error.mean() < 1 and error.mean(1).max() < 1.6 and found["found"].all()

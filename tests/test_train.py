@@ -25,16 +25,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minimodel import losses, memory
-from minimodel.config import PRESETS, HourglassSizes, ResNetSizes, TokenSizes
+from minimodel import losses, runtime
+from minimodel.config import HourglassSizes, ResNetSizes, TokenSizes
 from minimodel.data import pairs, synthetic
 from minimodel.data.pairs import PairStream
 from minimodel.data.writer import VideoWriter
+from minimodel.errors import MinimodelError
 from minimodel.evaluation import benchmark
 from minimodel.features import load_features
 from minimodel.landmarks import LandmarkDetector
 from minimodel.model import AnimationModel
 from minimodel.motion import Motion
+from minimodel.priors import LANDMARK_LABELS, Prior
 from minimodel.refinement import UpdaterWidths
 from minimodel.tps import random_transforms
 from minimodel.training import checkpoint, distributed, loop, objective
@@ -285,7 +287,7 @@ def test_what_a_run_leaves(tmp_path, clips):
 
 
 def test_minutes_count_training_alone(tmp_path, clips, monkeypatch):
-    evaluate = train.evaluate
+    evaluate = loop.evaluate
     monkeypatch.setattr(loop, "evaluate", lambda *a, **k: (time.sleep(0.3), evaluate(*a, **k))[1])
     train(settings(tmp_path / "run", clips, minutes=0.02, evaluate_minutes=0.01), **SIZES)
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["state"]
@@ -397,7 +399,7 @@ def test_glibc_takes_what_it_is_told(monkeypatch):
         return answers[-1]
 
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
-    memory.keep_freed_memory()
+    runtime.keep_freed_memory()
     assert answers in ([1, 1], [0, 1, 1])
 
 
@@ -430,8 +432,13 @@ def test_the_probability_of_dropping_rises_and_ends():
 
 def stream(data=("synthetic",), share=(0, 1), droppable=0, **options):
     options = dict(batch=8, steps=1, augment=False) | options
-    config = TrainConfig(Path("unused"), data=data, **options)
-    return PairStream(config, 16, torch.device("cpu"), share=share, droppable=droppable)
+    return open_stream(TrainConfig(Path("unused"), data=data, **options), 16, share, droppable=droppable)
+
+
+def open_stream(config, size, share=(0, 1), **options):
+    sources = pairs.open_sources(config.data, size, config.augmentation if config.augment else None)
+    options |= dict(batch=config.batch, seed=config.seed, rank=share[0], world_size=share[1])
+    return PairStream(sources, size, torch.device("cpu"), **options)
 
 
 def test_a_step_and_a_seed_name_a_batch():
@@ -719,10 +726,9 @@ del S2D_SIZES["points"]
 
 def test_landmarks_and_parts_belong_to_the_pictures(tmp_path):
     """Each slot's are those of its own two frames, in both directions of a pair."""
-    detector = LandmarkDetector.load()
-    item = PairStream(by_landmarks(tmp_path), 32, torch.device("cpu"), detector=detector)[3]
+    item = open_stream(by_landmarks(tmp_path), 32, labels=LANDMARK_LABELS)[3]
     generator = pairs.step_generator(0, 3)
-    train.random_transforms(4, generator)
+    random_transforms(4, generator)
     one, other = synthetic.sample_pairs(2, generator)
     for slot in range(4):
         faces = (one, other) if slot % 2 == 0 else (other, one)
@@ -731,11 +737,10 @@ def test_landmarks_and_parts_belong_to_the_pictures(tmp_path):
             assert torch.allclose(item[frame][slot], synthetic.render(face, 32)[0], atol=1e-5)
             assert torch.allclose(item[f"{frame}_landmarks"][slot], synthetic.landmarks(face)[0], atol=1e-5)
             assert (item[f"{frame}_parts"][slot] == synthetic.parsing(face, 32)[0]).float().mean() > 0.999
-    plain = PairStream(by_landmarks(tmp_path), 32, torch.device("cpu"))[3]
-    assert plain.keys() == item.keys() - set(pairs.LABELS)
+    plain = open_stream(by_landmarks(tmp_path), 32)[3]
+    assert plain.keys() == item.keys() - set(LANDMARK_LABELS)
     assert all(torch.equal(plain[name], item[name]) for name in plain)
-    options = dict(detector=detector)
-    shares = [PairStream(by_landmarks(tmp_path), 32, torch.device("cpu"), share=(n, 2), **options)[3] for n in (0, 1)]
+    shares = [open_stream(by_landmarks(tmp_path), 32, (n, 2), labels=LANDMARK_LABELS)[3] for n in (0, 1)]
     for name in item:  # pictures differ in the last digit by how many are rendered at once
         assert torch.allclose(torch.cat([share[name] for share in shares]), item[name], atol=1e-6)
 
@@ -743,8 +748,11 @@ def test_landmarks_and_parts_belong_to_the_pictures(tmp_path):
 def test_of_films_the_detector_finds_the_landmarks(tmp_path, clips):
     detector = LandmarkDetector.load()
     mixed = by_landmarks(tmp_path, data=("synthetic", str(clips)))
-    item = PairStream(mixed, 32, torch.device("cpu"), detector=detector)[3]
-    alone = PairStream(dataclasses.replace(mixed, data=("synthetic",)), 32, torch.device("cpu"), detector=detector)[3]
+    labels = dict(labels=LANDMARK_LABELS, detector=detector)
+    item = open_stream(mixed, 32, **labels)[3]
+    alone = open_stream(dataclasses.replace(mixed, data=("synthetic",)), 32, **labels)[3]
+    with pytest.raises(MinimodelError, match="a detector is needed"):
+        open_stream(mixed, 32, labels=LANDMARK_LABELS)[3]
     for frame in ("source", "driving"):
         with torch.no_grad():
             found = detector.find(item[frame])
@@ -777,7 +785,7 @@ def test_each_adversary_learns_from_its_own_loss():
     step = objective.TrainingStep(model, torch.nn.Identity(), objective.LossWeights())
     driving, made = torch.rand(2, 2, 3, 32, 32).unbind()
     made.requires_grad_()
-    terms = step.adversaries(made, driving)
+    terms = step.adversaries(step.discriminator, made, driving)
     judge = list(step.discriminator.parameters())
     with torch.no_grad():
         real, fake = step.discriminator(driving), step.discriminator(made)
@@ -826,23 +834,20 @@ def test_equivariance_compares_the_bent_frame_carried_back_and_counts_as_weighte
     there, matrices = torch.rand(2, 3, 2) - 0.5, torch.eye(2) + 0.1 * torch.randn(2, 3, 2, 2)
     frame, shown = torch.rand(2, 3, 32, 32), []
 
-    class Seer(AnimationModel):
-        def __init__(self):
-            torch.nn.Module.__init__(self)
-            self.config = PRESETS["tiny"]
-
-        def encode_driving(self, image):
+    class Seer(Prior):
+        def detect(self, image):
             shown.append(image)
             return Motion(there, matrices)
 
-    step = TrainingStep(Seer(), torch.nn.Identity(), LossWeights(points=7.0, affine=3.0))
     points, affine = transform(there[:, None])[:, 0], transform.jacobian(there[:, None])[:, 0] @ matrices
-    right = step.equivariance(frame, Motion(points, affine), transform)
+    right = Seer().detection_terms(frame, Motion(points, affine), transform)
     assert right["points"] < 1e-5 and right["affine"] < 1e-4
     assert torch.equal(shown[0], losses.transformed_frame(frame, transform))
-    wrong = step.equivariance(frame, Motion(points + 0.1, 2 * affine), transform)
-    assert wrong["points"].item() == pytest.approx(7 * 0.1, rel=1e-3)
-    assert wrong["affine"].item() == pytest.approx(3 * 0.25, rel=1e-3)
+    wrong = Seer().detection_terms(frame, Motion(points + 0.1, 2 * affine), transform)
+    model = AnimationModel.from_preset("tiny", **SIZES)
+    weighted = TrainingStep(model, torch.nn.Identity(), LossWeights(points=7.0, affine=3.0)).weighted(wrong)
+    assert weighted["points"].item() == pytest.approx(7 * 0.1, rel=1e-3)
+    assert weighted["affine"].item() == pytest.approx(3 * 0.25, rel=1e-3)
 
 
 def test_the_average_is_short_at_first():

@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from scipy.spatial import ConvexHull
 
 from minimodel import affine, transfer
-from minimodel.commands.animate import find_start
+from minimodel.errors import MinimodelError
 from minimodel.model import AnimationModel
 from minimodel.motion import Motion
 from minimodel.saving import WEIGHTS
@@ -23,7 +24,7 @@ def motion(count=4, *, points=6, seed=0, with_affine=True, dtype=torch.float64):
 
 
 def frame(many, number):
-    return transfer.take(many, slice(number, number + 1))
+    return many[number : number + 1]
 
 
 def same(one, other, tolerance=1e-12):
@@ -84,8 +85,8 @@ def test_parts_turn_as_the_driving_parts_do():
     start = frame(film, 1)
     made = relative(source, film, start)
     four = (
-        transfer.take(source, torch.zeros(4, dtype=torch.long)),
-        transfer.take(start, torch.zeros(4, dtype=torch.long)),
+        source[torch.zeros(4, dtype=torch.long)],
+        start[torch.zeros(4, dtype=torch.long)],
     )
     flows = [affine.part_flows(s.points, m.points, s.affine, m.affine, (8, 8)) for s, m in zip(four, (made, film))]
     slopes = [flow.diff(dim=-1) for flow in flows] + [flow.diff(dim=-2) for flow in flows]
@@ -111,12 +112,21 @@ def test_one_source_for_each_frame_works_as_well():
         same(frame(made, n), relative(frame(sources, n), frame(film, n), frame(film, 0)))
 
 
-def test_the_driving_picture_is_left_behind():
-    image = torch.rand(4, 3, 8, 8)
-    film, source = replace(motion(dtype=torch.float32), image=image), motion(1, seed=1, dtype=torch.float32)
+def test_a_film_is_transferred_by_the_mode_that_is_asked_for():
+    film, source = motion(dtype=torch.float32), motion(1, seed=1, dtype=torch.float32)
     network = AvdNetwork(6, with_affine=True)
-    for made in (standard(source, film), relative(source, film, frame(film, 0)), avd(source, film, network)):
-        assert made.image is None and made.points.shape == film.points.shape
+    same(transfer.transfer("standard", source, film), film)
+    same(transfer.transfer("relative", source, film, start_frame=2), relative(source, film, frame(film, 2)))
+    best = transfer.best_start(source, film)
+    same(transfer.transfer("relative", source, film), relative(source, film, frame(film, best)))
+    same(transfer.transfer("avd", source, film, network=network), avd(source, film, network))
+    for mode, options, message in (
+        ("avd", {}, "mode avd needs its network"),
+        ("standard", dict(start_frame=0), "a start frame is for mode relative"),
+        ("relative", dict(start_frame=4), "start frame 4: the driving film has frames 0 to 3"),
+    ):
+        with pytest.raises(MinimodelError, match=message):
+            transfer.transfer(mode, source, film, **options)
 
 
 # ------------------------------------------------------------------------------------------------- size and start
@@ -151,7 +161,7 @@ def test_the_distance_equals_a_loop():
     film, source = motion(3), motion(1, seed=1)
 
     def normalised(points):
-        area = transfer.ConvexHull(points.numpy()).volume
+        area = ConvexHull(points.numpy()).volume
         return (points - points.mean(0)) / area**0.5
 
     for n, distance in enumerate(shape_distance(source, film)):
@@ -166,20 +176,17 @@ def test_points_without_a_size_are_refused(points):
         movement_scale(flat, flat)
 
 
-def test_a_start_is_found_in_a_film_however_it_is_cut():
+def test_a_film_is_encoded_as_one_motion_however_it_is_cut():
     torch.manual_seed(0)
     model = AnimationModel.from_preset("tiny").eval()
     frames = torch.rand(7, 3, 64, 64)
     for batch in (2, 3, 7):
-        number, start = find_start(model, frames[5:6], iter(frames), batch=batch)
-        assert number == 5
-        same(start, model.encode_driving(frames[5:6]), 1e-5)
-    number, start = find_start(model, frames[5:6], iter(frames), frame=2)
-    assert number == 2
-    same(start, model.encode_driving(frames[2:3]), 1e-5)
-    for missing in (7, -1):
-        with pytest.raises(ValueError, match=f"start frame {missing}: the driving video has no such frame"):
-            find_start(model, frames[5:6], iter(frames), frame=missing)
+        film = model.encode_film(iter(frames), batch=batch)
+        assert len(film) == 7 and film.image is None
+        same(film, model.encode_driving(frames), 1e-5)
+        assert transfer.best_start(model.encode_driving(frames[5:6]), film) == 5
+    with pytest.raises(MinimodelError, match="the driving film has no frames"):
+        model.encode_film([])
 
 
 # ------------------------------------------------------------------------------------------------------------ avd
@@ -306,7 +313,7 @@ def test_an_avd_network_is_no_model(saved):
 
 
 def test_what_changes_the_points_changes_the_fingerprint_and_nothing_else_does(model):
-    other = AnimationModel(model.config)
+    other = AnimationModel.from_config(model.config)
     other.load_state_dict(model.state_dict())
     assert transfer.fingerprint(other) == transfer.fingerprint(model)
     with torch.no_grad():

@@ -15,11 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from minimodel.config import PresetName, PriorName, SystemName
 from minimodel.errors import check_positive
 from minimodel.features import load_features
 from minimodel.landmarks import LANDMARKS
 from minimodel.model import AnimationModel
 from minimodel.motion import Output, SourceState
+from minimodel.runtime import Device, pick_device, ready_to_render
 from minimodel.tps import random_transforms
 from minimodel.training.loop import PRESET_FEATURES
 from minimodel.training.objective import LossWeights, TrainingStep
@@ -29,41 +31,43 @@ from minimodel.training.objective import LossWeights, TrainingStep
 class BenchConfig:
     """Time rendering and training with random weights."""
 
-    presets: tuple[str, ...] = ("tiny", "small", "paper")
-    """Which presets: tiny, small, paper."""
-    system: str = "mrfa"
-    """Which system: mrfa, fomm, npmr, tpsm or s2d."""
-    prior: str | None = None
-    """Replaces the system's prior: affine, tps, tokens, landmarks or none."""
+    presets: tuple[PresetName, ...] = ("tiny", "small", "paper")
+    """Which sizes."""
+    system: SystemName = "mrfa"
+    """Which paper's system."""
+    prior: PriorName | None = None
+    """Replaces the system's prior."""
     batch: int = 1
     """Pairs of a training step; rendering is timed frame by frame."""
     repeats: int = 3
     """Runs of which the median is taken, after one that isn't counted."""
+    device: Device = "auto"
+    """What computes; the best there is unless given."""
 
 
 def bench(config: BenchConfig) -> dict[str, dict[str, float]]:
     """Print a table for each preset and return its numbers."""
     check_positive(config, "batch", "repeats")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device(config.device)
     speed = convolution_speed(device)
     print(f"{device}, {torch.get_num_threads()} threads; convolutions: {speed / 1e9:.0f} G multiply-adds/s")
     results = {}
     for preset in config.presets:
         torch.manual_seed(0)
-        model = AnimationModel.from_preset(preset, system=config.system, prior=config.prior).eval()
-        model = model.to(device, memory_format=torch.channels_last)
-        size = model.config.image_size
+        model = AnimationModel.from_preset(preset, system=config.system, prior=config.prior)
+        model = ready_to_render(model, device)
+        size = model.image_size
         source, driving = torch.rand(2, config.batch, 3, size, size, device=device)
         one, other = source[:1], driving[:1]
         with torch.inference_mode():
-            given = dict(landmarks=random_landmarks(1, device)) if model.config.prior == "landmarks" else {}
+            given = dict(landmarks=random_landmarks(1, device)) if model.prior.moves_by_landmarks else {}
             state = model.encode_source(one, **given)
             encode_source = partial(model.encode_source, one, **given)
             render_frame = partial(render_driving, model, state, other, **given)
             per_source, source_stages = measure(model, encode_source, config.repeats)
             per_frame, frame_stages = measure(model, render_frame, config.repeats)
             work = multiply_adds(render_frame)
-        per_pair = time_training(model, source, driving, config.repeats) / config.batch
+        per_pair = time_training(model, source, driving, config.repeats, PRESET_FEATURES[preset]) / config.batch
         results[preset] = dict(
             source=per_source, frame=per_frame, pair=per_pair, work=work, ratio=per_frame * speed / work
         )
@@ -90,17 +94,8 @@ def random_landmarks(count: int, device: torch.device) -> Tensor:
 
 def stages(model: AnimationModel) -> dict[str, list[nn.Module]]:
     """The modules whose time is told apart; none lies inside another."""
-    groups = {
-        "keypoints": [model.prior.detector] if hasattr(model.prior, "detector") else [],
-        "coarse flow": [
-            getattr(model.prior, name) for name in ("dense_motion", "motion") if hasattr(model.prior, name)
-        ],
-        "source features": [model.generator.first, *model.generator.down] * (model.config.generator != "residual"),
-        "generator": [model.generator],
-    }
-    if hasattr(model.prior, "background"):
-        groups["background"] = [model.prior.background]
-    if model.refiner is not None:
+    groups = model.prior.timed_modules() | model.generator.timed_modules() | {"generator": [model.generator]}
+    if model.refiner is not None and model.structure is not None:
         groups["structure"] = [model.structure.source_encoder, model.structure.driving_encoder]
         groups["projection"] = list(model.refiner.projections)
         groups["refinement"] = [model.refiner]
@@ -181,16 +176,19 @@ def convolution_speed(device: torch.device) -> float:
     return x.numel() * 128 * 9 / best
 
 
-def time_training(model: AnimationModel, source: torch.Tensor, driving: torch.Tensor, repeats: int) -> float:
+def time_training(
+    model: AnimationModel, source: Tensor, driving: Tensor, repeats: int, features: str = "faces"
+) -> float:
     """Median seconds of a step that trains all: losses, gradients and Adam; on a GPU in bfloat16, as `train` does it.
     Steps of motion alone cost less."""
-    features = load_features(PRESET_FEATURES[model.config.preset])
-    step = TrainingStep(model.train(), features, LossWeights()).to(source.device, memory_format=torch.channels_last)
+    step = TrainingStep(model.train(), load_features(features), LossWeights()).to(
+        source.device, memory_format=torch.channels_last
+    )
     optimizer = torch.optim.Adam(step.learned)
     transform = random_transforms(len(source), torch.Generator().manual_seed(0))
     numbers = dict(control=transform.control, weights=transform.weights, affine=transform.affine)
     batch = dict(source=source, driving=driving) | {name: value.to(source.device) for name, value in numbers.items()}
-    if model.config.prior == "landmarks":
+    if model.prior.labels:
         whole = torch.zeros(len(source), *source.shape[-2:], dtype=torch.long, device=source.device)
         for frame in ("source", "driving"):
             labels = {f"{frame}_landmarks": random_landmarks(len(source), source.device), f"{frame}_parts": whole}

@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from minimodel.evaluation import metrics
 from minimodel.evaluation.assessors import load_assessors
 from minimodel.evaluation.benchmark import CROSS, cross_clips, load_evaluation
@@ -15,8 +13,8 @@ from minimodel.evaluation.inception import load_inception
 from minimodel.evaluation.lpips import load_lpips
 from minimodel.evaluation.protocols import Scores, evaluate, evaluate_transfer, find_avd
 from minimodel.features import load_features
-from minimodel.landmarks import LandmarkDetector
 from minimodel.model import AnimationModel
+from minimodel.runtime import Device, pick_device
 from minimodel.saving import whole_file
 
 
@@ -42,16 +40,16 @@ class EvaluateConfig:
     inception: str | None = None
     """Measure FID by the published network as well, where others drive: "inception" downloads its weights, anything
     else is a file with them."""
+    device: Device = "auto"
+    """What computes; the best there is unless given."""
 
 
-def run(config: EvaluateConfig) -> dict[str, "Scores"]:
+def run_evaluation(config: EvaluateConfig) -> dict[str, Scores]:
     """Print a table for each data set and return the scores."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = AnimationModel.load(config.weights).to(device)
-    size = model.config.image_size if config.size is None else config.size
+    device = pick_device(config.device)
+    model = AnimationModel.load(config.weights, device=device)
+    size = model.image_size if config.size is None else config.size
     model.check_size(size, size)
-    if model.config.prior == "landmarks":
-        model.prior.use_detector(LandmarkDetector.load().to(device))
     features, assessors, distances = load_features().to(device), load_assessors().to(device), {}
     if config.lpips is not None:
         kind, network, weights = load_lpips(config.lpips)

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from minimodel.data.framing import SURE, find_face, find_landmarks, landmarks_file, look_into, settle_box
 from minimodel.data.video import Clip
+from minimodel.errors import MinimodelError
 from minimodel.landmarks import LandmarkDetector
 from minimodel.saving import whole_file
 
@@ -29,17 +30,17 @@ class FindLandmarksConfig:
     """Name of shipped weights, or a .safetensors file."""
 
 
-def landmarks(config: FindLandmarksConfig) -> Path:
+def find_film_landmarks(config: FindLandmarksConfig) -> Path:
     """Write the .npz and return its path."""
     detector = LandmarkDetector.load(config.weights)
     clip = Clip(config.video)
     output = config.output or config.video.with_suffix(".npz")
     if config.output is None and output.exists():  # it may hold the true ones
-        raise ValueError(f"{output}: is there already; --output names another file")
+        raise MinimodelError(f"{output}: is there already; --output names another file")
     if output.suffix != ".npz" or output.is_dir():
-        raise ValueError(f"{output}: the name of the output must end in .npz, and not be a directory")
+        raise MinimodelError(f"{output}: the name of the output must end in .npz, and not be a directory")
     if config.box is not None and config.box[2] < 1:
-        raise ValueError(f"box has a side of {config.box[2]} pixels: expected left, top and a side of at least 1")
+        raise MinimodelError(f"box has a side of {config.box[2]} pixels: expected left, top and a side of at least 1")
     looks = look_into(clip)
     box = config.box
     if box is None:
@@ -49,7 +50,7 @@ def landmarks(config: FindLandmarksConfig) -> Path:
         candidates.append(((width - side) // 2, (height - side) // 2, side))
         box, sure = settle_box(detector, looks, [box for box in candidates if box is not None])
         if sure < SURE:
-            raise ValueError(f"{config.video}: no face found; --box says where it is")
+            raise MinimodelError(f"{config.video}: no face found; --box says where it is")
     frames = (frame for _, frame in clip.decode())
     with whole_file(output) as unfinished:
         points, found = find_landmarks(detector, tqdm(frames, total=len(clip), unit=" frames"), box)

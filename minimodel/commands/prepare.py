@@ -15,6 +15,7 @@ from tqdm import tqdm
 from minimodel.data.framing import crop, find_face, find_landmarks, landmarks_file, look_at, settle_box
 from minimodel.data.video import VIDEOS, Clip
 from minimodel.data.writer import FPS, VideoWriter, check_size
+from minimodel.errors import MinimodelError
 from minimodel.landmarks import LandmarkDetector
 from minimodel.saving import whole_file
 
@@ -43,23 +44,23 @@ def prepare(config: PrepareConfig) -> list[Path]:
     """Write the clips and return their paths; videos without a face are skipped, with a line that says so."""
     check_size(config.size)
     if config.fps < 1:
-        raise ValueError(f"fps is {config.fps}: expected at least 1")
+        raise MinimodelError(f"fps is {config.fps}: expected at least 1")
     if not 2 <= config.seconds * config.fps < math.inf:
-        raise ValueError(f"seconds is {config.seconds}: a clip needs at least two frames, and an end")
+        raise MinimodelError(f"seconds is {config.seconds}: a clip needs at least two frames, and an end")
     if config.box is not None and config.box[2] < 1:
-        raise ValueError(f"box has a side of {config.box[2]} pixels: expected left, top and a side of at least 1")
+        raise MinimodelError(f"box has a side of {config.box[2]} pixels: expected left, top and a side of at least 1")
     files = []
     for path in config.videos:
         if not path.exists():
-            raise ValueError(f"{path}: no such file or folder")
+            raise MinimodelError(f"{path}: no such file or folder")
         files += sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEOS) if path.is_dir() else [path]
     if not files:
-        raise ValueError(f"{config.videos[0]}: holds no videos")
+        raise MinimodelError(f"{config.videos[0]}: holds no videos")
     named = {file.stem: file for file in files}
     for file in files:
         other = named[file.stem]
         if other != file:
-            raise ValueError(f"{file} and {other}: their clips would have the same names; rename one of them")
+            raise MinimodelError(f"{file} and {other}: their clips would have the same names; rename one of them")
     clips = [Clip(file) for file in files]  # before anything is written: one of them may be no video
     config.output.mkdir(parents=True, exist_ok=True)
     cascade = None if config.box else Cascade(lbp_frontal_face_cascade_filename())

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from minimodel.data import synthetic
 from minimodel.data.writer import FPS, VideoWriter, check_size
+from minimodel.errors import MinimodelError
 from minimodel.show import save_picture
 
 NAMES = ("ada", "ben", "cleo", "dev", "elif", "finn", "gita", "hugo", "ines", "juri", "kofi", "lena")
@@ -40,9 +41,9 @@ def synthesize(config: SynthesizeConfig) -> list[Path]:
     """
     check_size(config.size)
     if config.clips < 1:
-        raise ValueError(f"clips is {config.clips}: expected at least 1")
+        raise MinimodelError(f"clips is {config.clips}: expected at least 1")
     if not TRUTH_EVERY < config.seconds * FPS < math.inf:
-        raise ValueError(f"seconds is {config.seconds}: expected more than {TRUTH_EVERY / FPS}, and an end")
+        raise MinimodelError(f"seconds is {config.seconds}: expected more than {TRUTH_EVERY / FPS}, and an end")
     frames = round(config.seconds * FPS)
     config.output.mkdir(parents=True, exist_ok=True)
     identities = synthetic.sample_identities(config.clips, config.seed)
@@ -66,7 +67,7 @@ def synthesize(config: SynthesizeConfig) -> list[Path]:
             parsing=synthetic.parsing(faces, config.size).byte().numpy(),
             parts=np.array(synthetic.PARTS),
             flow_frames=kept.numpy(),
-            flow=(flow * config.size / 2).half().numpy(),
+            flow=flow_to_pixels(flow).half().numpy(),
             visible=visible[:, 0].bool().numpy(),
         )
         written.append(path)

@@ -13,6 +13,7 @@ from skimage.feature import Cascade
 from torch import Tensor, nn
 
 from minimodel.data.video import Clip
+from minimodel.errors import MinimodelError
 from minimodel.landmarks import SIZE, confidence
 
 LOOKS = 5  # frames of a clip in which the face is sought
@@ -67,7 +68,7 @@ def look_into(clip: Clip) -> list[Tensor]:
                 frame = shown
                 if at >= index:
                     break
-        except ValueError:
+        except MinimodelError:
             if not looks:
                 raise
             break

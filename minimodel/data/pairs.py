@@ -4,21 +4,45 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from minimodel.data import synthetic
 from minimodel.data.framing import center_crop_resize
 from minimodel.data.video import Clip, find_clips
+from minimodel.errors import MinimodelError
 from minimodel.landmarks import LandmarkDetector
 from minimodel.tps import random_transforms
-from minimodel.warping import identity_grid
+from minimodel.warping import identity_grid, sample
 
-LABELS = ("source_landmarks", "driving_landmarks", "source_parts", "driving_parts")
+
+@runtime_checkable
+class PairSource(Protocol):
+    """Where pairs of frames of one person come from. Any object with these methods can be one.
+
+    ``draw`` makes all random choices of a batch, ``load`` the pictures of any part of it: so several processes can
+    share a batch and see what one process would.
+    """
+
+    def draw(self, count: int, generator: torch.Generator) -> Any:
+        """The choices for ``count`` pairs, from ``generator`` alone."""
+        ...
+
+    def load(self, samples: Any, slots: Int[Tensor, "n"], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Of what was drawn the pairs ``slots``: source and driving frames (n, 3, size, size) in [0, 1]."""
+        ...
+
+    def labels(
+        self, names: Sequence[str], samples: Any, slots: Int[Tensor, "n"], device: torch.device
+    ) -> dict[str, Tensor]:
+        """What the source knows of ``names`` (see `minimodel.priors.LANDMARK_LABELS`) about these pairs; nothing by
+        default."""
+        return {}
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -26,8 +50,8 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 2_654_435_761 + step) % 2**32)
 
 
-class RenderedPairs:
-    """Random pairs of the rendered faces; drawn and loaded like `VideoPairs`.
+class RenderedPairs(PairSource):
+    """Random pairs of rendered faces, with all their labels.
 
     Rendering costs a CPU as much as a good part of training, so slots 2n and 2n + 1 hold one pair in both directions.
     """
@@ -41,11 +65,15 @@ class RenderedPairs:
     def load(self, samples: tuple, slots: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         return self.both(lambda faces: synthetic.render(faces, self.size), samples, slots, device)
 
-    def labels(self, samples: tuple, slots: Tensor, device: torch.device) -> tuple[Tensor, ...]:
-        """`LABELS`: what a model that moves by landmarks learns from beside the pictures."""
-        landmarks = self.both(synthetic.landmarks, samples, slots, device)
-        parts = self.both(lambda faces: synthetic.parsing(faces, self.size), samples, slots, device)
-        return *landmarks, *parts
+    def labels(self, names: Sequence[str], samples: tuple, slots: Tensor, device: torch.device) -> dict[str, Tensor]:
+        """The true ones: ``source_`` and ``driving_landmarks`` (n, 74, 2), normalised; ``source_`` and
+        ``driving_parts`` (n, size, size), as `synthetic.parsing` numbers them."""
+        makers = dict(landmarks=synthetic.landmarks, parts=lambda faces: synthetic.parsing(faces, self.size))
+        known = {}
+        for label, maker in makers.items():
+            if f"source_{label}" in names:
+                known[f"source_{label}"], known[f"driving_{label}"] = self.both(maker, samples, slots, device)
+        return known
 
     def both(
         self, what: Callable[[synthetic.Faces], Tensor], samples: tuple, slots: Tensor, device: torch.device
@@ -73,7 +101,7 @@ class FrameCache:
         if index not in held:
             try:
                 self._hold(clip, index, index)
-            except ValueError:
+            except MinimodelError:
                 if not held:
                     self._hold(clip, 0, index)
             if index not in held:  # the film breaks off before it
@@ -127,7 +155,7 @@ def augment(
     matrix = torch.stack(rows, dim=1).view(-1, 2, 3)
     grid = identity_grid(2 * size, 2 * size, device=frames.device)
     positions = torch.einsum("bij,jhw->bhwi", matrix[..., :2], grid) + matrix[:, None, None, :, 2]
-    both = F.grid_sample(frames.flatten(1, 2), positions, padding_mode="reflection", align_corners=False)
+    both = sample(frames.flatten(1, 2), positions, padding="reflection")
     both = F.avg_pool2d(both, 2).unflatten(1, (2, 3))
     # Gains of each channel: brightness is common to all three, the tint trades red for blue.
     tints = torch.stack([tint, torch.zeros_like(tint), -tint], dim=1) * options.colour
@@ -136,12 +164,8 @@ def augment(
     return (((both - 0.5) * spread + 0.5) * gain).clamp(0, 1)
 
 
-class VideoPairs:
-    """Random pairs of frames, each pair from one clip.
-
-    ``draw`` makes all random choices of a batch, ``load`` the pictures of any part of it: so several processes can
-    share a batch and see what one process would.
-    """
+class VideoPairs(PairSource):
+    """Random pairs of frames of films, each pair from one clip."""
 
     def __init__(self, root: str | Path, size: int, augmentation: Augmentation | None = None):
         # Rotated frames are sampled from larger ones, or they would be blurred.
@@ -149,7 +173,7 @@ class VideoPairs:
         self.size, self.augmentation = size, augmentation
         short = [str(clip.path) for clip in self.cache.clips if len(clip) < 2]
         if short:
-            raise ValueError(f"{short[0]}: one frame only, a clip to train on needs two")
+            raise MinimodelError(f"{short[0]}: one frame only, a clip to train on needs two")
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         clip = torch.randint(len(self.cache.clips), (count,), generator=generator)
@@ -173,22 +197,23 @@ class VideoPairs:
         return frames[:, 0].contiguous(), frames[:, 1].contiguous()
 
 
-def open_sources(
-    names: Sequence[str], size: int, augmentation: Augmentation | None
-) -> list[RenderedPairs | VideoPairs]:
+def open_sources(names: Sequence[str], size: int, augmentation: Augmentation | None) -> list[PairSource]:
     """The pairs that ``names`` stand for: "synthetic", or folders of clips, whose pairs are changed at random."""
     return [RenderedPairs(size) if name == "synthetic" else VideoPairs(name, size, augmentation) for name in names]
 
 
 class PairStream(Dataset):
-    """Item n is this process's share of the batch of step n: source, driving, the random transform's numbers and, for
-    each of ``droppable`` parts, the one that decides whether it is dropped. With a ``detector`` also `LABELS`:
-    landmarks and parts of both frames, true ones of rendered faces; of films the landmarks that it finds, and no
-    parts."""
+    """The batches of a run: item n is this process's share of the batch of step n, as a dict of tensors.
+
+    ``source`` and ``driving`` (b, 3, size, size); ``control``, ``weights`` and ``affine`` of the random transform for
+    the equivariance loss; ``chances`` (b, droppable), the numbers that decide which parts are dropped. ``labels`` name
+    what else is needed. A source of pairs that doesn't know landmarks (films) gets those that the ``detector`` finds,
+    and one part all over, about which no flow can be wrong.
+    """
 
     def __init__(
         self,
-        sources: Sequence[RenderedPairs | VideoPairs],
+        sources: Sequence[PairSource],
         size: int,
         device: torch.device,
         *,
@@ -197,10 +222,12 @@ class PairStream(Dataset):
         rank: int = 0,
         world_size: int = 1,
         droppable: int = 0,
+        labels: Sequence[str] = (),
         detector: LandmarkDetector | None = None,
     ):
         self.sources, self.size, self.device, self.batch, self.seed = sources, size, device, batch, seed
-        self.rank, self.world_size, self.droppable, self.detector = rank, world_size, droppable, detector
+        self.rank, self.world_size, self.droppable = rank, world_size, droppable
+        self.labels, self.detector = labels, detector
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         generator = step_generator(self.seed, step)
@@ -208,27 +235,31 @@ class PairStream(Dataset):
         samples = [source.draw(self.batch, generator) for source in self.sources]
         mine = torch.arange(self.batch).tensor_split(self.world_size)[self.rank]
         frames = torch.empty(2, len(mine), 3, self.size, self.size, device=self.device)
-        labels = {}
+        labels: dict[str, Tensor] = {}
         for index, source in enumerate(self.sources):
             # Slots go round the sources, so that every batch holds equal shares.
             slots = (mine % len(self.sources) == index).nonzero().flatten()
             if not len(slots):  # this process has fewer than there are sources
                 continue
-            target = samples[index], mine[slots] // len(self.sources), self.device
-            frames[:, slots] = torch.stack(source.load(*target))
-            if self.detector is not None:
-                known = source.labels(*target) if isinstance(source, RenderedPairs) else self.found(frames[:, slots])
-                for name, value in zip(LABELS, known, strict=True):
+            chosen = samples[index], mine[slots] // len(self.sources), self.device
+            frames[:, slots] = torch.stack(source.load(*chosen))
+            if self.labels:
+                known = source.labels(self.labels, *chosen) or self.found(frames[:, slots])
+                for name in self.labels:
+                    value = known[name]
                     labels.setdefault(name, value.new_empty(len(mine), *value.shape[1:]))[slots] = value
-        frame_indices = dict(control=transform.control, weights=transform.weights, affine=transform.affine)
+        random = dict(control=transform.control, weights=transform.weights, affine=transform.affine)
         if self.droppable:
-            frame_indices["chances"] = torch.rand(self.batch, self.droppable, generator=generator)
+            random["chances"] = torch.rand(self.batch, self.droppable, generator=generator)
         item = dict(source=frames[0], driving=frames[1]) | labels
-        return item | {name: value[mine].to(self.device) for name, value in frame_indices.items()}
+        return item | {name: value[mine].to(self.device) for name, value in random.items()}
 
     @torch.no_grad()
-    def found(self, frames: Float[Tensor, "2 b 3 h w"]) -> tuple[Tensor, ...]:
-        """`LABELS` of films. One part covers all of them, so that no flow can be wrong about it."""
-        landmarks = self.detector.find(frames.flatten(0, 1)).unflatten(0, (2, -1))
+    def found(self, frames: Float[Tensor, "2 b 3 h w"]) -> dict[str, Tensor]:
+        """Landmarks of films as the detector finds them, and one part for all pixels."""
+        if self.detector is None:
+            raise MinimodelError(f"pairs without {', '.join(self.labels)}: a detector is needed to find landmarks")
+        source, driving = self.detector.find(frames.flatten(0, 1)).unflatten(0, (2, -1))
         parts = torch.zeros(frames.shape[1], *frames.shape[-2:], dtype=torch.long, device=frames.device)
-        return *landmarks, parts, parts
+        labels = dict(source_landmarks=source, driving_landmarks=driving)
+        return labels | dict(source_parts=parts, driving_parts=parts)

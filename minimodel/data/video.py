@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from minimodel.errors import MinimodelError
 from minimodel.warping import from_pixels
 
 VIDEOS = (".mp4", ".gif", ".mov", ".avi", ".mkv", ".webm")
@@ -25,18 +26,18 @@ SMALLEST, LARGEST = 8, 16384  # sides of pictures, in pixels
 
 def read_image(path: str | Path) -> Float[Tensor, "3 h w"]:
     """A picture of any colour mode as RGB in [0, 1]: grey is repeated, transparency lies on white, 16 bits keep their
-    range, a camera's rotation mark is obeyed; of a video its first frame. ValueError in one line for anything else."""
+    range, a camera's rotation mark is obeyed; of a video its first frame. MinimodelError for anything else."""
     path = Path(path)
     if path.suffix.lower() in VIDEOS:
         return next(Clip(path).decode())[1] / 255
     if path.is_dir():
-        raise ValueError(f"{path}: is a directory, expected a picture")
+        raise MinimodelError(f"{path}: is a directory, expected a picture")
     try:
         array = _read_array(path)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
+        raise MinimodelError(f"{path}: no such file") from None
     except Exception as error:  # the reading libraries raise many kinds
-        raise ValueError(f"{path}: not a picture that can be read ({_one_line(error)})") from error
+        raise MinimodelError(f"{path}: not a picture that can be read ({_one_line(error)})") from error
     return _to_rgb(array, path)
 
 
@@ -59,9 +60,9 @@ def _to_rgb(array: np.ndarray, path: Path) -> Tensor:
         array = array[0]
     height, width, channels = array.shape
     if channels > 4:
-        raise ValueError(f"{path}: {channels} channels or pages, expected a picture of 1 to 4 channels")
+        raise MinimodelError(f"{path}: {channels} channels or pages, expected a picture of 1 to 4 channels")
     if not SMALLEST <= min(height, width) <= max(height, width) <= LARGEST:
-        raise ValueError(f"{path}: {width} x {height} pixels, sides must be {SMALLEST} to {LARGEST}")
+        raise MinimodelError(f"{path}: {width} x {height} pixels, sides must be {SMALLEST} to {LARGEST}")
     if array.dtype == bool:
         array = array.astype(np.uint8) * 255
     limit = np.iinfo(array.dtype).max if np.issubdtype(array.dtype, np.integer) else 1.0
@@ -83,11 +84,13 @@ def read_landmarks(path: str | Path) -> tuple[Float[Tensor, "t 74 2"], Fraction]
             height, width = (int(n) for n in (file["size"] if "size" in file else file["parsing"].shape[1:]))
             fps = Fraction(*(int(n) for n in file["fps"])) if "fps" in file else Fraction(25)
         if points.dim() != 3 or points.shape[1:] != (74, 2) or not len(points):
-            raise ValueError("landmarks of another shape")
+            raise MinimodelError("landmarks of another shape")
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file") from error
+        raise MinimodelError(f"{path}: no such file") from error
     except Exception as error:  # a broken or foreign file raises many kinds
-        raise ValueError(f"{path}: not the landmarks of a film, as `minimodel find-landmarks` writes them") from error
+        raise MinimodelError(
+            f"{path}: not the landmarks of a film, as `minimodel find-landmarks` writes them"
+        ) from error
     side = min(height, width)
     corner = torch.tensor([(width - side) // 2, (height - side) // 2])
     return from_pixels(points - corner, (side, side)), fps
@@ -102,13 +105,13 @@ class Clip:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         if not self.path.exists():
-            raise ValueError(f"{self.path}: no such file")
+            raise MinimodelError(f"{self.path}: no such file")
         if self.path.is_dir():
             self.files = sorted(self.path.glob("*.png"))
             self.times, self.fps = list(range(len(self.files))), Fraction(25)
             self.time_base = 1 / self.fps
             if not self.files:
-                raise ValueError(f"{self.path}: a folder without .png frames")
+                raise MinimodelError(f"{self.path}: a folder without .png frames")
             return
         self.files = None
         with self._open() as container:
@@ -118,10 +121,10 @@ class Clip:
             try:
                 packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.pts is not None]
             except av.FFmpegError as error:
-                raise ValueError(f"{self.path}: can't be read ({_one_line(error)})") from error
+                raise MinimodelError(f"{self.path}: can't be read ({_one_line(error)})") from error
             packets.sort()
         if not packets:
-            raise ValueError(f"{self.path}: holds no frames")
+            raise MinimodelError(f"{self.path}: holds no frames")
         self.times = [time for time, _ in packets]
         self.keys = [index for index, (_, key) in enumerate(packets) if key]
 
@@ -132,10 +135,10 @@ class Clip:
         try:
             container = av.open(str(self.path))
         except av.FFmpegError as error:
-            raise ValueError(f"{self.path}: not a video that can be read ({_one_line(error)})") from error
+            raise MinimodelError(f"{self.path}: not a video that can be read ({_one_line(error)})") from error
         if not container.streams.video:
             container.close()
-            raise ValueError(f"{self.path}: holds no video")
+            raise MinimodelError(f"{self.path}: holds no video")
         return container
 
     def decode(self, start: int = 0) -> Iterator[tuple[int, UInt8[Tensor, "3 h w"]]]:
@@ -163,7 +166,7 @@ class Clip:
             except av.FFmpegError as error:
                 reason = _one_line(error)
             if last < key:
-                raise ValueError(f"{self.path}: no frame can be decoded from number {key} on ({reason})")
+                raise MinimodelError(f"{self.path}: no frame can be decoded from number {key} on ({reason})")
             if last + 1 < len(self):
                 warnings.warn(f"{self.path}: breaks off after frame {last + 1} of {len(self)}", stacklevel=2)
 
@@ -173,11 +176,11 @@ def find_clips(root: str | Path, split: str | None = None) -> list[Path]:
     val/, and either into the folder itself where it isn't split."""
     root = Path(root)
     if not root.exists():
-        raise ValueError(f"{root}: no such film or folder of clips")
+        raise MinimodelError(f"{root}: no such film or folder of clips")
     if root.is_file() and root.suffix.lower() in VIDEOS:
         return [root]
     if not root.is_dir():
-        raise ValueError(f"{root}: expected a film ({', '.join(VIDEOS)}) or a folder of clips")
+        raise MinimodelError(f"{root}: expected a film ({', '.join(VIDEOS)}) or a folder of clips")
     folders = {"train": ["train"], "test": ["test", "val"], None: []}[split]
     root = next((root / name for name in folders if (root / name).is_dir()), root)
     clips = [
@@ -186,7 +189,7 @@ def find_clips(root: str | Path, split: str | None = None) -> list[Path]:
         if path.suffix.lower() in VIDEOS or (path.is_dir() and next(path.glob("*.png"), None) is not None)
     ]
     if not clips:
-        raise ValueError(f"{root}: holds no clips (.mp4, .gif, or folders of .png frames)")
+        raise MinimodelError(f"{root}: holds no clips (.mp4, .gif, or folders of .png frames)")
     return clips
 
 

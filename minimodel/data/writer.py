@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minimodel.data.video import Clip, _one_line
+from minimodel.errors import MinimodelError
 
 FPS = 25  # of films that are made here
 
@@ -19,7 +20,7 @@ FPS = 25  # of films that are made here
 def check_size(size: int) -> None:
     """Films have even sides, and faces want some pixels."""
     if size < 16 or size % 2:
-        raise ValueError(f"size is {size}: expected an even number, at least 16")
+        raise MinimodelError(f"size is {size}: expected an even number, at least 16")
 
 
 class VideoWriter:
@@ -43,9 +44,9 @@ class VideoWriter:
     ):
         self.path = Path(path)
         if self.path.suffix not in (".mp4", ".gif"):
-            raise ValueError(f"{self.path}: the name of the output must end in .mp4 or .gif")
+            raise MinimodelError(f"{self.path}: the name of the output must end in .mp4 or .gif")
         if self.path.is_dir():
-            raise ValueError(f"{self.path}: is a directory, expected the name of a file to write")
+            raise MinimodelError(f"{self.path}: is a directory, expected the name of a file to write")
         self.like, self.every, self.crf, self.metadata = like, every, crf, metadata or {}
         self.fps = like.fps if like else Fraction(fps)
         self.unfinished = self.path.with_name(f".unfinished-{self.path.name}")
@@ -58,7 +59,7 @@ class VideoWriter:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.unfinished.touch()
         except OSError as error:
-            raise ValueError(f"{self.path}: can't be written ({error.strerror})") from error
+            raise MinimodelError(f"{self.path}: can't be written ({error.strerror})") from error
         return self
 
     def _start(self, height: int, width: int) -> None:
@@ -123,7 +124,7 @@ class VideoWriter:
         try:
             if kind is None:
                 if not self.pictures and self.container is None:
-                    raise ValueError(f"{self.path}: not written, there was no frame to write")
+                    raise MinimodelError(f"{self.path}: not written, there was no frame to write")
                 if self.pictures:
                     duration = 1000 / float(self.fps)
                     about = dict(comment=self.metadata["comment"]) if "comment" in self.metadata else {}
@@ -136,7 +137,7 @@ class VideoWriter:
             if kind is None:
                 self.unfinished.replace(self.path)
         except (av.FFmpegError, OSError) as failure:
-            raise ValueError(f"{self.path}: can't be written ({_one_line(failure)})") from failure
+            raise MinimodelError(f"{self.path}: can't be written ({_one_line(failure)})") from failure
         finally:
             if self.input is not None:
                 self.input.close()

@@ -11,6 +11,7 @@ from torch import Tensor
 from minimodel.data import synthetic
 from minimodel.data.framing import center_crop_resize
 from minimodel.data.video import Clip, find_clips
+from minimodel.errors import MinimodelError
 from minimodel.warping import identity_grid, to_pixels
 
 # The frozen benchmark: changing any of these, or the renderer, makes all earlier numbers incomparable.
@@ -52,7 +53,7 @@ def load_evaluation(name: str, size: int, *, most: int | None = None) -> list[Ev
     for path in find_clips(name, "test")[:most]:
         frames = [center_crop_resize(frame[None] / 255.0, size)[0] for _, frame in Clip(path).decode()]
         if len(frames) < 2:
-            raise ValueError(f"{path}: one frame only, evaluation needs a source and a driving frame")
+            raise MinimodelError(f"{path}: one frame only, evaluation needs a source and a driving frame")
         clips.append(EvaluationClip(path.stem, torch.stack(frames)))
     return clips
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from minimodel.errors import MinimodelError
 from minimodel.features import _VGG, _needed, _Published, _read_weights
 
 VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
@@ -48,7 +49,7 @@ class AlexNet(nn.Module):
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         height, width = image.shape[-2:]
         if min(height, width) < 31:
-            raise ValueError(f"pictures of {height} x {width} pixels: AlexNet needs sides of at least 31")
+            raise MinimodelError(f"pictures of {height} x {width} pixels: AlexNet needs sides of at least 31")
         x, taken = (image - self.mean) / self.std, []
         for layer in self.features:
             x = layer(x)

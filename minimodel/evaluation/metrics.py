@@ -15,6 +15,9 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
+from minimodel.errors import MinimodelError
+from minimodel.warping import flow_to_pixels
+
 MS_SSIM_EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales, finest first (Wang et al. 2003)
 SMALLEST_SCALE = 16  # side in pixels: a window of 11 still has somewhere to go
 
@@ -38,7 +41,7 @@ def ms_ssim_scales(height: int, width: int) -> int:
     """How many of the five scales of MS-SSIM fit into a picture: the coarsest must have sides of 16 pixels."""
     scales = sum(min(height, width) >= SMALLEST_SCALE * 2**scale for scale in range(len(MS_SSIM_EXPONENTS)))
     if not scales:
-        raise ValueError(f"pictures of {height} x {width} pixels: MS-SSIM needs sides of at least {SMALLEST_SCALE}")
+        raise MinimodelError(f"pictures of {height} x {width} pixels: MS-SSIM needs sides of at least {SMALLEST_SCALE}")
     return scales
 
 
@@ -115,7 +118,7 @@ def fid(prediction: Float[Tensor, "n d"], target: Float[Tensor, "m d"]) -> Float
     so their name belongs beside it. Small sets score too high, all sets of one size alike.
     """
     if min(len(prediction), len(target)) < 2:
-        raise ValueError(f"features of {len(prediction)} and {len(target)} pictures: FID needs at least 2 of each")
+        raise MinimodelError(f"features of {len(prediction)} and {len(target)} pictures: FID needs at least 2 of each")
     sets = [x.double() for x in (prediction, target)]
     (mean, spread), (other_mean, other_spread) = ((x.mean(0), torch.atleast_2d(torch.cov(x.T))) for x in sets)
     # C C' isn't symmetric, but has the eigenvalues of C^½ C' C^½, which is, and whose roots are safe.
@@ -137,7 +140,7 @@ def sms(landmarks: Float[Tensor, "t k 2"]) -> Float[Tensor, ""]:
     isn't 0.
     """
     if len(landmarks) < 3:
-        raise ValueError(f"landmarks of {len(landmarks)} frames: expected at least 3")
+        raise MinimodelError(f"landmarks of {len(landmarks)} frames: expected at least 3")
     middle = (landmarks[:-2] + landmarks[2:]) / 2
     return (middle - landmarks[1:-1]).norm(dim=-1).sum(1).mean()
 
@@ -153,8 +156,7 @@ def flow_error(
     flow: Float[Tensor, "b 2 h w"], truth: Float[Tensor, "b 2 h w"], where: Bool[Tensor, "b 1 h w"]
 ) -> Float[Tensor, "b"]:
     """Mean end-point error in pixels of the flow's resolution over the pixels ``where``; NaN if there are none."""
-    half_size = torch.tensor(flow.shape[:-3:-1], device=flow.device).view(2, 1, 1) / 2
-    error = ((flow - truth) * half_size).norm(dim=1, keepdim=True)
+    error = flow_to_pixels(flow - truth).norm(dim=1, keepdim=True)
     return (error * where).flatten(1).sum(1) / where.flatten(1).sum(1)
 
 

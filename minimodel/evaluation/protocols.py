@@ -1,23 +1,25 @@
 """How a model is measured: by driving a face with itself, and with others, beside lines to compare with.
 
-Notebook: ``notebooks/11_train_a_full_model.ipynb``."""
+Notebook: ``notebooks/11_train_a_full_model.ipynb``.
+"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from minimodel import show, transfer
 from minimodel.evaluation import metrics
 from minimodel.evaluation.assessors import Assessment
-from minimodel.evaluation.benchmark import CrossClip, EvaluationClip
+from minimodel.evaluation.benchmark import CrossClip, EvaluationClip, Truth
 from minimodel.model import AnimationModel
-from minimodel.warping import identity_grid, warp
+from minimodel.motion import Motion, Output
+from minimodel.warping import invert_flow_at, warp
 
 
 @dataclass
@@ -43,9 +45,39 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
 
 
-@torch.no_grad()
+Lines = dict[str, dict[str, list[Tensor]]]  # line -> measure -> values of some frames each
+
+
+@runtime_checkable
+class Renderer(Protocol):
+    """What is evaluated: any ``nn.Module`` that renders as `AnimationModel` does. Of what `render` returns ``image`` is
+    compared; ``flows`` and ``occlusions`` (the last of each) as well, if they are there."""
+
+    moves_by_landmarks: bool = False
+
+    def encode_source(self, image: Tensor, *, landmarks: Tensor | None = None) -> Any: ...
+
+    def encode_driving(
+        self, image: Tensor, *, landmarks: Tensor | None = None, move_background: bool = False
+    ) -> Motion: ...
+
+    def render(self, source: Any, motion: Motion) -> Any: ...
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[torch.device]:
+    """In evaluation mode and without gradients while inside, whatever happens there; -> the model's device."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    finally:
+        model.train(training)
+
+
 def evaluate(
-    model: AnimationModel,
+    model: Renderer,
     clips: list[EvaluationClip],
     features: nn.Module,
     *,
@@ -59,56 +91,85 @@ def evaluate(
     ``assessors`` (see `minimodel.evaluation.assessors.Assessors`) add what they say of the pictures, which takes longer
     than all the rest; ``distances`` are more measures of a picture and its target (b, 3, h, w), by name.
     """
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    lines: dict[str, dict[str, list[Tensor]]] = {"model": {}, "copy": {}}
-    for clip in clips:
-        source = model.encode_source(clip.frames[:1].to(device), landmarks=_landmarks(model, clip, slice(1)))
-        for start in range(1, len(clip.frames), batch):
-            target = clip.frames[start : start + batch].to(device)
-            landmarks = _landmarks(model, clip, slice(start, start + batch))
-            output = model.render(source, model.encode_driving(target, landmarks=landmarks))
-            pictures = {"model": output.image, "copy": source.image.expand_as(target)}
-            flows = {"model": output.flows[-1], "copy": torch.zeros_like(output.flows[-1])}
-            if clip.truth is not None:
-                part = slice(start - 1, start - 1 + batch)
-                truth = clip.truth
-                flow, visible = truth.flow[part].to(device), truth.visible[part].to(device)
-                pictures["oracle"], flows["oracle"] = warp(source.image.expand_as(target), flow), flow
-            scales = metrics.ms_ssim_scales(*target.shape[-2:])
-            truly = None if assessors is None else assessors(target)
-            for line, picture in pictures.items():
-                row = lines.setdefault(line, {})
-                measured = {
-                    "L1": metrics.l1(picture, target),
-                    "PSNR": metrics.psnr(picture, target),
-                    "SSIM": metrics.ssim(picture, target),
-                    f"MS-SSIM ({scales} of 5 scales)": metrics.ms_ssim(picture, target),
-                    f"perceptual ({features.source})": metrics.perceptual_distance(features, picture, target),
-                }
-                measured |= {name: distance(picture, target) for name, distance in (distances or {}).items()}
-                if assessors is not None:
-                    assessed = assessors(picture)
-                    measured |= {
-                        f"AKD ({assessors.source}, px)": keypoint_distance(assessed, truly, target.shape[-1]),
-                        f"MKR ({assessors.source})": metrics.mkr(assessed.found, truly.found),
-                        f"AED ({assessors.source})": metrics.aed(assessed.embedding, truly.embedding),
-                    }
+    lines: Lines = {"model": {}, "copy": {}}
+    with evaluation_mode(model) as device:
+        for clip in clips:
+            source = model.encode_source(clip.frames[:1].to(device), landmarks=_landmarks(model, clip, slice(1)))
+            for start in range(1, len(clip.frames), batch):
+                frames = slice(start, start + batch)
+                target, landmarks = clip.frames[frames].to(device), _landmarks(model, clip, frames)
+                output = model.render(source, model.encode_driving(target, landmarks=landmarks, move_background=True))
+                still = clip.frames[:1].to(device).expand_as(target)
+                pictures = {"model": output.image, "copy": still}
                 if clip.truth is not None:
-                    for region, where in truth.regions.items():
-                        where = where[part].to(device) & visible
-                        measured[f"flow, {region} (px)"] = metrics.flow_error(flows[line], flow, where)
-                    if line == "model":
-                        seen = torch.sigmoid(output.occlusions[-1]) > 0.5
-                        measured["occlusion"] = metrics.balanced_accuracy(seen, visible)
-                for measure, values in measured.items():
-                    row.setdefault(measure, []).append(values.cpu())
-    model.train(training)
+                    pictures["oracle"] = warp(still, clip.truth.flow[start - 1 : start - 1 + batch].to(device))
+                measured = measure_pictures(pictures, target, features, assessors, distances or {})
+                if clip.truth is not None:
+                    measure_truth(measured, output, clip.truth, slice(start - 1, start - 1 + batch), device)
+                _add(lines, measured)
     return Scores(_means(lines))
 
 
-def _means(lines: dict[str, dict[str, list[Tensor]]]) -> dict[str, dict[str, float]]:
+def measure_pictures(
+    pictures: dict[str, Tensor],
+    target: Float[Tensor, "b 3 h w"],
+    features: nn.Module,
+    assessors: nn.Module | None,
+    distances: dict[str, Callable[[Tensor, Tensor], Tensor]],
+) -> dict[str, dict[str, Tensor]]:
+    """Line -> measure -> one value a frame, for the pictures (b, 3, h, w) of each line beside their target."""
+    scales = metrics.ms_ssim_scales(*target.shape[-2:])
+    truly = None if assessors is None else assessors(target)
+    lines = {}
+    for line, picture in pictures.items():
+        lines[line] = {
+            "L1": metrics.l1(picture, target),
+            "PSNR": metrics.psnr(picture, target),
+            "SSIM": metrics.ssim(picture, target),
+            f"MS-SSIM ({scales} of 5 scales)": metrics.ms_ssim(picture, target),
+            f"perceptual ({source_of(features)})": metrics.perceptual_distance(features, picture, target),
+        }
+        lines[line] |= {name: distance(picture, target) for name, distance in distances.items()}
+        if assessors is not None:
+            assessed, whose = assessors(picture), source_of(assessors)
+            lines[line] |= {
+                f"AKD ({whose}, px)": keypoint_distance(assessed, truly, target.shape[-1]),
+                f"MKR ({whose})": metrics.mkr(assessed.found, truly.found),
+                f"AED ({whose})": metrics.aed(assessed.embedding, truly.embedding),
+            }
+    return lines
+
+
+def measure_truth(
+    lines: dict[str, dict[str, Tensor]], output: Any, truth: Truth, frames: slice, device: torch.device
+) -> None:
+    """Add to the ``lines`` what only exact truth can measure, of the truth's ``frames``: errors of the flow by region,
+    in pixels, and how well the last occlusion tells hidden pixels."""
+    flow, visible = truth.flow[frames].to(device), truth.visible[frames].to(device)
+    flows = {"copy": torch.zeros_like(flow), "oracle": flow}
+    if getattr(output, "flows", None):
+        flows["model"] = output.flows[-1]
+    for region, where in truth.regions.items():
+        for line, moved in flows.items():
+            error = metrics.flow_error(moved, flow, where[frames].to(device) & visible)
+            lines[line][f"flow, {region} (px)"] = error
+    if getattr(output, "occlusions", None):
+        seen = torch.sigmoid(output.occlusions[-1]) > 0.5
+        lines["model"]["occlusion"] = metrics.balanced_accuracy(seen, visible)
+
+
+def source_of(network: nn.Module) -> str:
+    """The name of a network to write beside what it measures: its ``source``, or else its class."""
+    return str(getattr(network, "source", type(network).__name__))
+
+
+def _add(lines: Lines, measured: dict[str, dict[str, Tensor]]) -> None:
+    for line, row in measured.items():
+        for measure, values in row.items():
+            lines.setdefault(line, {}).setdefault(measure, []).append(values.cpu())
+
+
+def _means(lines: Lines) -> dict[str, dict[str, float]]:
     """Over the frames that have a value; what none has, as AKD where no landmark was found, is left out."""
     joined = {line: {name: torch.cat(values) for name, values in row.items()} for line, row in lines.items()}
     return {
@@ -127,7 +188,6 @@ def find_avd(weights: str | Path, model: AnimationModel) -> transfer.AvdNetwork 
     return transfer.AvdNetwork.load(weights, model) if transfer.avd_path(weights).exists() else None
 
 
-@torch.no_grad()
 def evaluate_transfer(
     model: AnimationModel,
     clips: list[CrossClip],
@@ -148,65 +208,37 @@ def evaluate_transfer(
     MRFA's supplement; AED compares it with the true answer, and FID all of it with all true answers, by the features of
     the assessors and, if it is given, of ``inception``.
     """
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    lines: dict[str, dict[str, list[Tensor]]] = {}
+    lines: Lines = {}
     seen: dict[str, dict[str, list[Tensor]]] = {}  # whose -> line -> the features for FID
-    for clip in clips:
-        target = clip.truth.frames[1:].to(device)
-        source = model.encode_source(clip.truth.frames[:1].to(device))
-        film = model.encode_driving(clip.driving.to(device))
-        driving = transfer.take(film, slice(1, None))
-        from_first = partial(transfer.relative, start_motion=transfer.take(film, slice(0, 1)))
-        best = transfer.best_start(source.motion, film)
-        from_best = partial(transfer.relative, start_motion=transfer.take(film, slice(best, best + 1)))
-        motions = {
-            "standard": transfer.standard(source.motion, driving),
-            "relative": from_best(source.motion, driving),
-            "relative, from the first frame": from_first(source.motion, driving),
-        }
-        if network is not None:
-            motions["avd"] = transfer.avd(source.motion, driving, network)
-        motions["same person"] = model.encode_driving(target)
-        truth = clip.truth.truth
-        flow, where = truth.flow.to(device), (truth.regions["face"] & truth.visible).to(device)
-        photo = source.image.expand_as(target)
-        results = {"copy": (photo, torch.zeros_like(flow))}
-        for line, motion in motions.items():
-            output = model.render(source, motion)
-            results[line] = output.image, output.flows[-1]
-        results["oracle"] = warp(photo, flow), flow
-        half = target.shape[-1] / 2  # pixels in a normalised unit
-        landmarks, goal = clip.landmarks[:1].to(device).expand(len(target), -1, -1), clip.landmarks[1:].to(device)
-        if assessors is not None:
-            asked, truly = assessors(clip.driving[1:].to(device)), assessors(target)
-            seen.setdefault(assessors.source, {}).setdefault("truth", []).append(truly.features)
-        if inception is not None:
-            seen.setdefault("Inception", {}).setdefault("truth", []).append(inception(target))
-        shown = (invert_flow_at(flow, landmarks) - goal).norm(dim=-1) * half < 1
-        for line, (image, moved) in results.items():
-            carried = invert_flow_at(moved, landmarks)
-            missed = (carried - goal).norm(dim=-1) * half
-            measured = {
-                "L1": metrics.l1(image, target),
-                "landmarks (px)": (missed * shown).sum(1) / shown.sum(1),
-                "shape (px)": metrics.shape_error(carried, goal, shown) * half,
-                "flow, face (px)": metrics.flow_error(moved, flow, where),
+    with evaluation_mode(model) as device:
+        for clip in clips:
+            target = clip.truth.frames[1:].to(device)
+            photo = clip.truth.frames[:1].to(device)
+            results = {
+                "copy": (photo.expand_as(target), torch.zeros(len(target), 2, *target.shape[-2:], device=device))
             }
+            for line, output in render_transfers(model, photo, clip.driving.to(device), target, network).items():
+                results[line] = output.image, output.flows[-1]
+            assert clip.truth.truth is not None
+            flow = clip.truth.truth.flow.to(device)
+            results["oracle"] = warp(photo.expand_as(target), flow), flow
+            measured = {line: measure_transfer(*result, target, clip) for line, result in results.items()}
             if assessors is not None:
-                assessed = assessors(image)
-                measured |= {
-                    f"ARD ({assessors.source}, degrees)": metrics.ard(assessed.rotation, asked.rotation),
-                    f"AUH ({assessors.source})": metrics.auh(assessed.units, asked.units),
-                    f"AED ({assessors.source})": metrics.aed(assessed.embedding, truly.embedding),
-                }
-                seen[assessors.source].setdefault(line, []).append(assessed.features)
+                asked, truly, whose = assessors(clip.driving[1:].to(device)), assessors(target), source_of(assessors)
+                seen.setdefault(whose, {}).setdefault("truth", []).append(truly.features)
+                for line, (image, _) in results.items():
+                    assessed = assessors(image)
+                    measured[line] |= {
+                        f"ARD ({whose}, degrees)": metrics.ard(assessed.rotation, asked.rotation),
+                        f"AUH ({whose})": metrics.auh(assessed.units, asked.units),
+                        f"AED ({whose})": metrics.aed(assessed.embedding, truly.embedding),
+                    }
+                    seen[whose].setdefault(line, []).append(assessed.features)
             if inception is not None:
-                seen["Inception"].setdefault(line, []).append(inception(image))
-            for measure, values in measured.items():
-                lines.setdefault(line, {}).setdefault(measure, []).append(values.cpu())
-    model.train(training)
+                pictures = {"truth": target} | {line: image for line, (image, _) in results.items()}
+                for line, image in pictures.items():
+                    seen.setdefault("Inception", {}).setdefault(line, []).append(inception(image))
+            _add(lines, measured)
     rows = _means(lines)
     for whose, features in seen.items():
         truth = torch.cat(features["truth"])
@@ -215,52 +247,68 @@ def evaluate_transfer(
     return Scores(rows)
 
 
-def invert_flow_at(flow: Float[Tensor, "b 2 h w"], points: Float[Tensor, "b n 2"]) -> Float[Tensor, "b n 2"]:
-    """Where a backward flow makes points of the source appear: for each p a position z with z + F(z) = p, or as nearly
-    as it gets where no z leads there.
-
-    From the pixel whose arrow ends nearest, fixed-point steps go on between pixels; the best position is kept.
-    """
-    grid = identity_grid(*flow.shape[-2:], device=flow.device, dtype=flow.dtype).flatten(1).T
-    ends = grid + flow.flatten(2).transpose(1, 2)
-    z = torch.stack([grid[torch.cdist(p, end).argmin(1)] for p, end in zip(points, ends)])
-    best, smallest = z, torch.full_like(z[..., :1], torch.inf)
-    for _ in range(10):
-        missed = points - z - sample_flow(flow, z)
-        distance = missed.norm(dim=-1, keepdim=True)
-        best, smallest = torch.where(distance < smallest, z, best), torch.minimum(distance, smallest)
-        z = z + missed
-    return best
-
-
-def sample_flow(flow: Float[Tensor, "b 2 h w"], points: Float[Tensor, "b n 2"]) -> Float[Tensor, "b n 2"]:
-    """The flow's arrows at these places."""
-    arrows = F.grid_sample(flow, points[:, :, None], padding_mode="border", align_corners=False)
-    return arrows[..., 0].transpose(1, 2)
+def render_transfers(
+    model: AnimationModel, photo: Tensor, driving: Tensor, truth: Tensor, network: transfer.AvdNetwork | None
+) -> dict[str, Output]:
+    """The ``photo`` (1, 3, h, w) in the motion of the ``driving`` frames but the first, by each way of transfer, and in
+    that of the true answers."""
+    source, film = model.encode_source(photo), model.encode_driving(driving)
+    frames = film[1:]
+    best = transfer.best_start(source.motion, film)
+    motions = {
+        "standard": transfer.standard(source.motion, frames),
+        "relative": transfer.relative(source.motion, frames, film[best : best + 1]),
+        "relative, from the first frame": transfer.relative(source.motion, frames, film[:1]),
+    }
+    if network is not None:
+        motions["avd"] = transfer.avd(source.motion, frames, network)
+    motions["same person"] = model.encode_driving(truth, move_background=True)
+    return {line: model.render(source, motion) for line, motion in motions.items()}
 
 
-def _landmarks(model: AnimationModel, clip: EvaluationClip, frames: slice) -> Tensor | None:
-    if model.config.prior != "landmarks" or clip.landmarks is None:
+def measure_transfer(
+    image: Float[Tensor, "b 3 h w"], moved: Float[Tensor, "b 2 h w"], target: Float[Tensor, "b 3 h w"], clip: CrossClip
+) -> dict[str, Tensor]:
+    """Measure -> one value a frame, of frames made by the flow ``moved``."""
+    truth = clip.truth.truth
+    assert truth is not None
+    device, half = target.device, target.shape[-1] / 2  # pixels in a normalised unit
+    flow, where = truth.flow.to(device), (truth.regions["face"] & truth.visible).to(device)
+    landmarks, goal = clip.landmarks[:1].to(device).expand(len(target), -1, -1), clip.landmarks[1:].to(device)
+    shown = (invert_flow_at(flow, landmarks) - goal).norm(dim=-1) * half < 1
+    carried = invert_flow_at(moved, landmarks)
+    missed = (carried - goal).norm(dim=-1) * half
+    return {
+        "L1": metrics.l1(image, target),
+        "landmarks (px)": (missed * shown).sum(1) / shown.sum(1),
+        "shape (px)": metrics.shape_error(carried, goal, shown) * half,
+        "flow, face (px)": metrics.flow_error(moved, flow, where),
+    }
+
+
+def _landmarks(model: Renderer, clip: EvaluationClip, frames: slice) -> Tensor | None:
+    """Those of the clip, for a model that moves by them."""
+    if not getattr(model, "moves_by_landmarks", False) or clip.landmarks is None:
         return None
     return clip.landmarks[frames].to(next(model.parameters()).device)
 
 
-@torch.no_grad()
-def strip(model: AnimationModel, clips: list[EvaluationClip], *, rows: int = 6) -> Float[Tensor, "3 h w"]:
-    """A picture to judge a model by: for some clips source, driving frame, result, warped source, flow, occlusion."""
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
+def strip(model: Renderer, clips: list[EvaluationClip], *, rows: int = 6) -> Float[Tensor, "3 h w"]:
+    """A picture that shows what a model does: for some clips source, driving frame, result and, if the model has them,
+    warped source, flow and occlusion."""
     chosen = clips[:: max(1, len(clips) // rows)][:rows]
-    source = torch.stack([clip.frames[0] for clip in chosen]).to(device)
-    driven = [len(clip.frames) * 2 // 3 for clip in chosen]
-    driving = torch.stack([clip.frames[index] for clip, index in zip(chosen, driven)]).to(device)
-    landmarks = {}
-    for frame, indices in (("source", [0] * len(chosen)), ("driving", driven)):
-        found = [_landmarks(model, clip, slice(index, index + 1)) for clip, index in zip(chosen, indices)]
-        landmarks[f"{frame}_landmarks"] = None if found[0] is None else torch.cat(found)
-    output = model(source, driving, **landmarks)
-    model.train(training)
-    flow = show.flow_colors(output.flows[-1], largest=0.25)
-    occlusion = show.heat(torch.sigmoid(output.occlusions[-1]))
-    return show.grid([source, driving, output.image, output.warped_source, flow, occlusion])
+    columns: dict[int, list[Tensor]] = {}
+    with evaluation_mode(model) as device:
+        for clip in chosen:
+            index = len(clip.frames) * 2 // 3
+            source, driving = clip.frames[:1].to(device), clip.frames[index : index + 1].to(device)
+            state = model.encode_source(source, landmarks=_landmarks(model, clip, slice(1)))
+            landmarks = _landmarks(model, clip, slice(index, index + 1))
+            output = model.render(state, model.encode_driving(driving, landmarks=landmarks, move_background=True))
+            shown = [source, driving, output.image]
+            if getattr(output, "flows", None):
+                flow = show.flow_colors(output.flows[-1], largest=0.25)
+                shown += [output.warped_source, flow, show.heat(torch.sigmoid(output.occlusions[-1]))]
+            for column, picture in enumerate(shown):
+                columns.setdefault(column, []).append(picture.cpu())
+    return show.grid([torch.cat(pictures) for pictures in columns.values()])

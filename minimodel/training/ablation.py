@@ -18,12 +18,14 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
 from tqdm import tqdm
 
-from minimodel.config import PRESETS
+from minimodel.config import PRESETS, PresetName
+from minimodel.errors import MinimodelError, check_choice
 from minimodel.evaluation.benchmark import load_evaluation
 from minimodel.evaluation.protocols import evaluate
 from minimodel.features import load_features
@@ -63,9 +65,10 @@ MRFA_COLUMNS = ("L1", "PSNR", "LPIPS", "AKD", "AED")
 THREE_SEEDS = (0, 1, 2)
 NO_OCCLUSION, NO_FLOW = dict(update_occlusion=False), dict(update_flow=False)
 NO_WARPED, NO_IMAGE = dict(warped_source=False), dict(structure_sees_image=False)
+TableName = Literal["mrfa-3", "mrfa-4", "mrfa-5", "mrfa-6", "mrfa-a2", "mrfa-a3", "tpsm-4", "s2d-4"]
 # MRFA doesn't say which prior the models of a table have. Table 4's "Ours full" and the last row of Table 6 have the
 # numbers of Table 3's MTIA + NPMR, the supplement's full models those of its TPSM + NPMR.
-TABLES = {
+TABLES: dict[TableName, Table] = {
     "mrfa-3": Table(
         "MRFA Table 3 (VoxCeleb1)",
         MRFA_COLUMNS,
@@ -176,14 +179,14 @@ TABLES = {
 class AblateConfig:
     """Train and measure the rows of a paper's table. The same command after a kill goes on where it stopped."""
 
-    table: tyro.conf.Positional[str]
-    """mrfa-3, mrfa-4, mrfa-5, mrfa-6, mrfa-a2, mrfa-a3, tpsm-4 or s2d-4: paper and number."""
+    table: tyro.conf.Positional[TableName]
+    """Paper and number of the table."""
     rows: tuple[str, ...] | None = None
     """Only these rows ..."""
     seeds: tuple[int, ...] | None = None
     """... with these seeds; 0 1 2 for mrfa-3 and mrfa-4 and 0 for the others unless given."""
-    preset: str = "tiny"
-    """tiny, small or paper."""
+    preset: PresetName = "tiny"
+    """The sizes of the models."""
     pairs: int = 6000
     """Pairs that each row is trained on, the same for all."""
     output: Path | None = None
@@ -194,15 +197,13 @@ class AblateConfig:
     """Train nothing, only write the table of what is there."""
 
     def check(self) -> None:
-        """Raise a ValueError for settings that can't be."""
-        _known("table", self.table, TABLES)
+        """Raise a MinimodelError for settings that can't be."""
         for row in self.rows or ():
-            _known(f"row of {self.table}", row, TABLES[self.table].rows)
-        _known("preset", self.preset, PRESETS)
+            check_choice(f"row of {self.table}", row, TABLES[self.table].rows)
         if self.pairs < BATCH:
-            raise ValueError(f"--pairs is {self.pairs}: expected at least {BATCH}, one batch")
+            raise MinimodelError(f"--pairs is {self.pairs}: expected at least {BATCH}, one batch")
         if self.parallel < 1:
-            raise ValueError(f"--parallel is {self.parallel}: expected at least 1")
+            raise MinimodelError(f"--parallel is {self.parallel}: expected at least 1")
 
     @property
     def folder(self) -> Path:
@@ -237,12 +238,12 @@ def begin(config: AblateConfig) -> None:
     if path.exists():
         there = json.loads(path.read_text())
         if there != settings:
-            raise ValueError(
+            raise MinimodelError(
                 f"{config.folder}: holds runs of {there}, asked for are {settings}; choose another --output"
             )
         return
     if config.report:
-        raise ValueError(f"{config.folder}: holds no runs to report")
+        raise MinimodelError(f"{config.folder}: holds no runs to report")
     config.folder.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(settings, indent=2) + "\n")
 
@@ -296,7 +297,7 @@ def train_row(config: AblateConfig, row: str, seed: int) -> str | None:
         model = train(training, **sizes)
     except TrainingStopped as error:
         return str(error)
-    clips = load_evaluation("synthetic", model.config.image_size)
+    clips = load_evaluation("synthetic", model.image_size)
     features = load_features().to(next(model.parameters()).device)
     write_whole(path, json.dumps(evaluate(model, clips, features).rows, indent=2) + "\n")
     return None
@@ -377,8 +378,3 @@ def shown(mean: float | None, deviation: float | None = None) -> str:
 def write_whole(path: Path, text: str) -> None:
     with whole_file(path) as unfinished:
         unfinished.write_text(text)
-
-
-def _known(what: str, name: str, known: dict) -> None:
-    if name not in known:
-        raise ValueError(f"unknown {what} {name!r}: there are {', '.join(known)}")

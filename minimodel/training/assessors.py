@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from minimodel.data import synthetic
 from minimodel.data.pairs import step_generator
-from minimodel.errors import check_positive
+from minimodel.errors import MinimodelError, check_positive
 from minimodel.evaluation.assessors import EXPRESSION, ROTATION, UNITS, FaceReader, active_units, aligned, resized
 from minimodel.evaluation.assessors import SIZE as READER_SIZE
 from minimodel.landmarks import LANDMARKS, SIZE, LandmarkDetector, move_picture, random_places, soften
+from minimodel.runtime import Device, pick_device
 from minimodel.saving import whole_file
 from minimodel.training.small import colour_noise, fast_autocast, training_steps
 
@@ -35,11 +36,13 @@ class TrainAssessorsConfig:
     batch: int = 32
     """People a step, each seen twice."""
     seed: int = 0
+    device: Device = "auto"
+    """What computes; the best there is unless given."""
 
     def check(self) -> None:
         check_positive(self, "steps", "minutes")
         if self.batch < 2:
-            raise ValueError(f"--batch is {self.batch}: expected at least 2, as people are told apart")
+            raise MinimodelError(f"--batch is {self.batch}: expected at least 2, as people are told apart")
 
 
 NEW_PEOPLE = 8  # steps from one batch of new people to the next
@@ -121,7 +124,7 @@ def identity_loss(one: Float[Tensor, "p d"], other: Float[Tensor, "p d"]) -> Flo
 def train_assessors(config: TrainAssessorsConfig) -> dict[str, float]:
     """Write the weights; print and return how well the network judges people that it hasn't seen."""
     config.check()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device(config.device)
     torch.manual_seed(config.seed)
     reader = FaceReader()
     memory, minutes = PeopleMemory(LandmarkDetector.load()), config.minutes or 15.0

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from minimodel.data.pairs import Augmentation, PairStream, open_sources, step_generator
-from minimodel.errors import check_positive
+from minimodel.errors import MinimodelError, check_positive
 from minimodel.model import AnimationModel
-from minimodel.motion import Motion
+from minimodel.motion import Motion, join
+from minimodel.runtime import Device, pick_device
 from minimodel.saving import whole_file
-from minimodel.transfer import AvdNetwork, avd, avd_path, deformed, flatten, join, take
+from minimodel.transfer import AvdNetwork, avd, avd_path, deformed, flatten
 
 
 @dataclass
@@ -31,6 +32,8 @@ class TrainAvdConfig:
     batch: int = 128
     """Pairs a step."""
     seed: int = 0
+    device: Device = "auto"
+    """What computes; the best there is unless given."""
 
 
 AVD_RATE = 2e-3
@@ -40,10 +43,10 @@ def train_avd(config: TrainAvdConfig) -> AvdNetwork:
     """Train on two frames of one film (TPSM section 3.4): one gives the shape, the other, deformed as if it were
     someone else's, the pose, and the result shall be that other frame's motion before it was deformed."""
     check_positive(config, "pairs", "steps", "batch")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = AnimationModel.load(config.weights).to(device)
-    if model.config.prior == "landmarks":
-        raise ValueError(f"{config.weights}: moves by landmarks; avd is for models that find their own points")
+    device = pick_device(config.device)
+    model = AnimationModel.load(config.weights, device=device)
+    if model.prior.moves_by_landmarks:
+        raise MinimodelError(f"{config.weights}: moves by landmarks; avd is for models that find their own points")
     path = avd_path(config.weights)
     with whole_file(path) as unfinished:
         source, driving = motion_pairs(model, config, device)
@@ -58,7 +61,7 @@ def train_avd(config: TrainAvdConfig) -> AvdNetwork:
         for step in bar:
             optimizer.param_groups[0]["lr"] = AVD_RATE * (1 - step / config.steps)
             chosen = torch.randint(len(rows), (config.batch,), generator=generator).to(device)
-            shape, target = (take(motion, chosen) for motion in (source, driving))
+            shape, target = (motion[chosen] for motion in (source, driving))
             prediction = avd(shape, deformed(target, generator), network)
             loss = F.l1_loss(prediction.points, target.points)
             if target.affine is not None:
@@ -76,7 +79,7 @@ def train_avd(config: TrainAvdConfig) -> AvdNetwork:
 @torch.no_grad()
 def motion_pairs(model: AnimationModel, config: TrainAvdConfig, device: torch.device) -> tuple[Motion, Motion]:
     """What the model sees in the frames of ``config.pairs`` pairs."""
-    size, batch = model.config.image_size, 32
+    size, batch = model.image_size, 32
     sources = open_sources(config.data, size, Augmentation())
     stream, found = PairStream(sources, size, device, batch=batch, seed=config.seed), ([], [])
     for step in tqdm(range(-(-config.pairs // batch)), unit=" batches", dynamic_ncols=True, desc="finding points"):

@@ -1,7 +1,6 @@
 """A run's state on disk, written whole or not at all."""
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+
+from minimodel.errors import MinimodelError
+from minimodel.saving import whole_file
 
 
 @dataclass
@@ -33,14 +35,11 @@ def save_checkpoint(
     checkpoint = {name: part.state_dict() for name, part in parts.items()}
     checkpoint |= dict(metadata=average.module.metadata(), state=dataclasses.asdict(state))
     for name, write in (("checkpoint.pt", partial(torch.save, checkpoint)), ("model.safetensors", average.module.save)):
-        unfinished = output / f"{name}.unfinished"
-        try:
-            write(unfinished)
-            os.replace(unfinished, output / name)
-        except (RuntimeError, SafetensorError) as error:  # how they say that a disk is full
-            raise OSError(f"{output / name}: can't be written ({str(error).splitlines()[0]})") from error
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with whole_file(output / name) as unfinished:
+            try:
+                write(unfinished)
+            except (RuntimeError, SafetensorError) as error:  # how they say that a disk is full
+                raise MinimodelError(f"{output / name}: can't be written ({str(error).splitlines()[0]})") from error
 
 
 def load_checkpoint(
@@ -54,9 +53,11 @@ def load_checkpoint(
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         metadata = checkpoint["metadata"]
     except Exception as error:  # whatever a broken or foreign file makes torch raise
-        raise ValueError(f"{path}: not a checkpoint of minimodel, or damaged; move it away to start afresh") from error
+        raise MinimodelError(
+            f"{path}: not a checkpoint of minimodel, or damaged; move it away to start afresh"
+        ) from error
     if metadata != average.module.metadata():
-        raise ValueError(f"{path}: from a model of other sizes or another version; choose another --output")
+        raise MinimodelError(f"{path}: from a model of other sizes or another version; choose another --output")
     for name, part in (learners | dict(average=average, optimizer=optimizer)).items():
         part.load_state_dict(checkpoint[name])
     return RunState(**checkpoint["state"])

@@ -13,6 +13,7 @@ from minimodel.data import synthetic
 from minimodel.data.pairs import step_generator
 from minimodel.errors import check_positive
 from minimodel.features import FaceFeatures, FaceTasks
+from minimodel.runtime import Device, pick_device
 from minimodel.saving import make_metadata, whole_file, write_weights
 from minimodel.training.small import colour_noise, training_steps
 from minimodel.warping import from_pixels
@@ -31,6 +32,8 @@ class TrainFeaturesConfig:
     size: int = 64
     """Side of the pictures in pixels."""
     seed: int = 0
+    device: Device = "auto"
+    """What computes; the best there is unless given."""
 
 
 FEATURES_RATE = 1e-3
@@ -40,7 +43,7 @@ def train_features(config: TrainFeaturesConfig) -> dict[str, float]:
     """Write the weights; print and return the network's accuracy on faces that it hasn't seen."""
     check_positive(config, "minutes")
     batch, size, seed = config.batch, config.size, config.seed
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device(config.device)
     torch.manual_seed(seed)
     features = FaceFeatures()
     network = FaceTasks(features, len(synthetic.PARTS)).to(device, memory_format=torch.channels_last)

@@ -12,7 +12,7 @@ from torch import Tensor
 from minimodel.data import synthetic
 from minimodel.data.pairs import FrameCache, step_generator
 from minimodel.data.video import find_clips
-from minimodel.errors import check_positive
+from minimodel.errors import MinimodelError, check_positive
 from minimodel.keypoints import soft_argmax
 from minimodel.landmarks import (
     EYE,
@@ -28,6 +28,7 @@ from minimodel.landmarks import (
     registration_loss,
     spoil,
 )
+from minimodel.runtime import Device, pick_device
 from minimodel.saving import whole_file
 from minimodel.training.small import colour_noise, fast_autocast, training_steps
 
@@ -52,11 +53,13 @@ class TrainLandmarksConfig:
     registration: float = 5.0
     """What a pixel off in the registration loss counts for, beside a pixel off on an rendered face."""
     seed: int = 0
+    device: Device = "auto"
+    """What computes; the best there is unless given."""
 
     def check(self) -> None:
         check_positive(self, "steps", "minutes")
         if self.batch < 4:
-            raise ValueError(f"--batch is {self.batch}: expected at least 4")
+            raise MinimodelError(f"--batch is {self.batch}: expected at least 4")
 
 
 NEW_FACES = 4  # steps from one batch of new faces to the next
@@ -97,7 +100,7 @@ class Neighbours:
         self.cache = FrameCache([path for name in names for path in find_clips(name, "train")], SIZE)
         short = [str(clip.path) for clip in self.cache.clips if len(clip) < 2]
         if short:
-            raise ValueError(f"{short[0]}: one frame only, a clip to train on needs two")
+            raise MinimodelError(f"{short[0]}: one frame only, a clip to train on needs two")
 
     def __call__(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         clips = torch.randint(len(self.cache.clips), (count,), generator=generator).tolist()
@@ -114,7 +117,7 @@ class Neighbours:
 def train_landmarks(config: TrainLandmarksConfig) -> dict[str, float]:
     """Write the weights; print and return the detector's error on faces that it hasn't seen."""
     config.check()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device(config.device)
     torch.manual_seed(config.seed)
     start = config.start or ("landmarks" if config.video else None)
     detector = (LandmarkDetector.load(start) if start else LandmarkDetector()).to(device)

@@ -10,10 +10,12 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,24 +25,21 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from minimodel.data.pairs import Augmentation, PairStream, open_sources
-from minimodel.errors import check_positive
+from minimodel.config import SYSTEMS, GeneratorName, PresetName, PriorName, SystemName
+from minimodel.data.pairs import Augmentation, PairSource, PairStream, open_sources
+from minimodel.errors import MinimodelError, check_positive
 from minimodel.evaluation.benchmark import BENCHMARK_CLIPS, load_evaluation
-from minimodel.evaluation.protocols import evaluate, strip
+from minimodel.evaluation.protocols import evaluate, source_of, strip
 from minimodel.features import load_features
 from minimodel.landmarks import LandmarkDetector
-from minimodel.memory import keep_freed_memory
 from minimodel.model import AnimationModel
+from minimodel.runtime import Device, keep_freed_memory
 from minimodel.show import save_picture
 from minimodel.training.checkpoint import RunState, load_checkpoint, save_checkpoint
 from minimodel.training.distributed import share_statistics
 from minimodel.training.objective import LossWeights, TrainingStep
 
 BETAS = (0.5, 0.999)
-# Shares of the run after which the learning rate is a tenth. Published are 0.6 and 0.9, in runs of days; the moving
-# average of the weights does in an hour what a long calm at the end is for.
-MILESTONES = (0.85, 0.95)
-TPSM_MILESTONES = (0.7, 0.9)
 LARGEST_GRADIENT = 10.0  # in the infinity norm
 PRESET_RATES = {"tiny": 4e-4, "small": 2e-4, "paper": 2e-4}
 PRESET_FEATURES = {"tiny": "faces", "small": "vgg19", "paper": "vgg19"}
@@ -56,16 +55,16 @@ class TrainConfig:
     """"synthetic", folders of clips, or several of both, from which pairs are then taken in equal shares."""
     evaluate: tuple[str, ...] | None = None
     """What to evaluate on; the data themselves (their test/ or val/ part) unless given."""
-    preset: str = "tiny"
-    """tiny, small or paper."""
-    system: str = "mrfa"
-    """A paper's system: mrfa, fomm, npmr, tpsm or s2d."""
-    prior: str | None = None
-    """Replaces the system's prior: affine, tps, tokens, landmarks or none."""
+    preset: PresetName = "tiny"
+    """The sizes of the model."""
+    system: SystemName = "mrfa"
+    """A paper's system."""
+    prior: PriorName | None = None
+    """Replaces the system's prior."""
     refine: bool | None = None
     """Switches the system's refinement on or off."""
-    generator: str | None = None
-    """Replaces the system's generator: unet, inpainting or residual."""
+    generator: GeneratorName | None = None
+    """Replaces the system's generator."""
     steps: int | None = None
     """Stop after this many steps ..."""
     minutes: float | None = None
@@ -94,82 +93,108 @@ class TrainConfig:
     """Minutes between evaluations, each with a checkpoint and a picture strip."""
     workers: int = 0
     """Processes that prepare data; worth it beside a GPU."""
+    device: Device = "auto"
+    """What computes; the best there is unless given. Several devices are given by `accelerate launch`."""
     loss: LossWeights = dataclasses.field(default_factory=LossWeights)
 
     def check(self) -> None:
-        """Raise a ValueError for settings that can't be."""
+        """Raise a MinimodelError for settings that can't be."""
         if (self.steps is None) == (self.minutes is None):
-            raise ValueError("give either --steps or --minutes: how long to train")
+            raise MinimodelError("give either --steps or --minutes: how long to train")
         check_positive(self, "steps", "minutes", "batch", "learning_rate")
         if not 0 <= self.average < 1:
-            raise ValueError(f"--average is {self.average}: expected 0 or more, and less than 1")
+            raise MinimodelError(f"--average is {self.average}: expected 0 or more, and less than 1")
         if self.workers < 0:
-            raise ValueError(f"--workers is {self.workers}: expected 0 or more")
+            raise MinimodelError(f"--workers is {self.workers}: expected 0 or more")
         if self.motion_steps < 0:
-            raise ValueError(f"--motion-steps is {self.motion_steps}: expected 0 or more")
+            raise MinimodelError(f"--motion-steps is {self.motion_steps}: expected 0 or more")
 
 
-class TrainingStopped(RuntimeError):
+class TrainingStopped(MinimodelError):
     """Training can't go on; the message says at which step and why, and the last good state is saved."""
 
 
 def begin_with(model: AnimationModel, start: str) -> None:
-    """Give the model the weights of another one, by name or file; a ValueError in one line if they don't fit."""
+    """Give the model the weights of another one, by name or file; a MinimodelError if they don't fit."""
     started = AnimationModel.load(start)
     try:  # by shapes: files written before a setting was there differ from today's in what they don't use
         model.load_state_dict(started.state_dict())
     except RuntimeError as error:
-        one, other = (
-            f"{c.preset} with prior {c.prior}, {'with' if c.refine else 'without'} refinement, generator {c.generator}"
-            for c in (started.config, model.config)
-        )
-        raise ValueError(f"--start {start}: other sizes ({one}) than this training's ({other})") from error
+        one, other = describe(started), describe(model)
+        raise MinimodelError(f"--start {start}: other sizes ({one}) than this training's ({other})") from error
 
 
-def train(config: TrainConfig, **sizes) -> AnimationModel:
+def describe(model: AnimationModel) -> str:
+    """What a model is put together from, in a few words."""
+    c = model.config
+    if c is None:
+        return f"a {type(model.prior).__name__} and a {type(model.generator).__name__} put together by hand"
+    return f"{c.preset} with prior {c.prior}, {'with' if c.refine else 'without'} refinement, generator {c.generator}"
+
+
+def train(
+    config: TrainConfig,
+    *,
+    model: AnimationModel | None = None,
+    sources: Sequence[PairSource] | None = None,
+    **sizes: Any,
+) -> AnimationModel:
     """Train to the end of the run, from the newest checkpoint in ``config.output`` if there is one.
 
-    ``sizes`` are fields of `minimodel.config.ModelConfig` that differ from the preset's. Returns the finished model,
-    whose weights are then in ``output/model.safetensors``; metrics are in metrics.jsonl, pictures in pictures/.
+    Args:
+        config: the run.
+        model: a model of one's own, in place of the one that ``config`` names by preset and system.
+        sources: pairs of one's own, in place of ``config.data``; nothing is evaluated then but ``config.evaluate``.
+        sizes: fields of `minimodel.config.ModelConfig` that differ from the preset's.
+
+    Returns the finished model in evaluation mode, whose weights are then in ``output/model.safetensors``; metrics are
+    in metrics.jsonl, pictures in pictures/. Raises MinimodelError for settings that can't be, and `TrainingStopped`
+    where a loss is no longer finite.
+
+    >>> train(TrainConfig(Path("runs/mine"), steps=1000), model=AnimationModel.from_preset("tiny", points=20))
     """
     config.check()
     keep_freed_memory()
     # Steps of motion alone leave the generator's parameters without a gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     patient = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # while one process evaluates, the others wait
-    precision = "bf16" if torch.cuda.is_available() else None
-    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[unused, patient])
+    precision = "bf16" if torch.cuda.is_available() and config.device != "cpu" else None
+    on_cpu = dict(cpu=True) if config.device == "cpu" else {}
+    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[unused, patient], **on_cpu)
     if config.batch % accelerator.num_processes:
-        raise ValueError(f"batch {config.batch} can't be shared evenly by {accelerator.num_processes} processes")
+        raise MinimodelError(f"batch {config.batch} can't be shared evenly by {accelerator.num_processes} processes")
     torch.manual_seed(config.seed)
-    parts = dict(system=config.system, prior=config.prior, refine=config.refine, generator=config.generator)
-    model = AnimationModel.from_preset(config.preset, **parts, **sizes)
+    if model is None:
+        parts = dict(system=config.system, prior=config.prior, refine=config.refine, generator=config.generator)
+        model = AnimationModel.from_preset(config.preset, **parts, **sizes)
+    model.train()
     if config.start is not None and not (Path(config.output) / "checkpoint.pt").exists():
         begin_with(model, config.start)
     if accelerator.num_processes > 1:
         model = share_statistics(model, accelerator.device)
     features = load_features(config.features or PRESET_FEATURES[config.preset])
     rate = config.learning_rate or PRESET_RATES[config.preset]
-    size = model.config.image_size
+    size = model.image_size
     data_device = torch.device("cpu") if config.workers else accelerator.device
-    detector = None
-    if model.config.prior == "landmarks":  # for films: the rendered faces bring their landmarks
-        detector = LandmarkDetector.load().to(data_device)
-        model.prior.use_detector(LandmarkDetector.load().to(accelerator.device))
-    droppable = model.config.points if model.config.prior == "tps" else 0
+    watched: Sequence[str] = config.evaluate or ()
+    if sources is None:
+        watched = config.data if config.evaluate is None else config.evaluate
+        sources = open_sources(config.data, size, config.augmentation if config.augment else None)
     stream = PairStream(
-        open_sources(config.data, size, config.augmentation if config.augment else None),
+        sources,
         size,
         data_device,
         batch=config.batch,
         seed=config.seed,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
-        droppable=droppable,
-        detector=detector,
+        droppable=model.prior.droppable_parts,
+        labels=model.prior.labels,
+        # For films: rendered faces bring their landmarks.
+        detector=LandmarkDetector.load().to(data_device) if model.prior.labels else None,
     )
     # Only the main process evaluates, and on few clips: on all of VoxCeleb's test set it would take hours.
-    watched = (config.evaluate or config.data) if accelerator.is_main_process else ()
+    watched = watched if accelerator.is_main_process else ()
     evaluations = {name: load_evaluation(name, size, most=BENCHMARK_CLIPS) for name in watched}
 
     step_module = TrainingStep(model, features, config.loss).to(accelerator.device, memory_format=torch.channels_last)
@@ -177,9 +202,9 @@ def train(config: TrainConfig, **sizes) -> AnimationModel:
     learners, parameters = step_module.learners, step_module.learned
     optimizer = torch.optim.Adam(parameters, lr=rate, betas=BETAS)
     state = load_checkpoint(config.output, learners, average, optimizer)
-    step_module, optimizer = accelerator.prepare(step_module, optimizer)
+    whole_step, optimizer = accelerator.prepare(step_module, optimizer)
     checkpoint = partial(save_checkpoint, config.output, learners, average, optimizer, state)
-    log = Log(config, state, features.source, model) if accelerator.is_main_process else None
+    log = Log(config, state, source_of(features), model) if accelerator.is_main_process else None
 
     def evaluate_and_save() -> None:
         """Evaluate, log and save; one process does, the others wait."""
@@ -190,7 +215,9 @@ def train(config: TrainConfig, **sizes) -> AnimationModel:
             checkpoint()
         accelerator.wait_for_everyone()
 
-    milestones = TPSM_MILESTONES if config.system == "tpsm" else MILESTONES
+    milestones = SYSTEMS[config.system].milestones
+    # Where nothing of the motion is learnt, steps of motion alone would teach nothing.
+    motion_steps = config.motion_steps if step_module.learns_motion else 0
     batches = iter(DataLoader(stream, batch_size=None, sampler=range(state.step, 2**31), num_workers=config.workers))
     progress = agreed_progress(config, state, accelerator)
     evaluated = state.seconds
@@ -205,8 +232,8 @@ def train(config: TrainConfig, **sizes) -> AnimationModel:
         for group in optimizer.param_groups:
             group["lr"] = rate * 0.1 ** sum(progress >= milestone for milestone in milestones)
         statistics = [buffer.clone() for buffer in model.buffers()]
-        motion_only = state.step % (config.motion_steps + 1) > 0
-        terms = step_module(batch, motion_only=motion_only, progress=progress)
+        motion_only = state.step % (motion_steps + 1) > 0
+        terms = whole_step(batch, motion_only=motion_only, progress=progress)
         loss = sum(terms.values())
         # Means over processes, so that all of them see the same numbers, and stop together.
         values = accelerator.reduce(torch.stack([loss, *terms.values()]).detach().float(), "mean").tolist()
@@ -266,7 +293,8 @@ class Log:
         output = Path(config.output)
         self.pictures = output / "pictures"
         self.pictures.mkdir(parents=True, exist_ok=True)
-        settings = dataclasses.asdict(config) | dict(features=features, model=dataclasses.asdict(model.config))
+        sizes = None if model.config is None else dataclasses.asdict(model.config)
+        settings = dataclasses.asdict(config) | dict(features=features, model=sizes)
         (output / "config.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
         self.path = output / "metrics.jsonl"
         # What a killed run logged after its checkpoint will be done, and logged, again.

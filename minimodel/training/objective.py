@@ -1,6 +1,5 @@
 """One training step: the model and all its losses under one ``forward``."""
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from minimodel import losses
 from minimodel.dense_motion import dropout_scales
 from minimodel.model import AnimationModel
-from minimodel.motion import Motion
+from minimodel.motion import Output, SourceState, Stages, TrainingPair
 from minimodel.tps import Spline
 from minimodel.warping import resize_flow, warp
 
@@ -51,101 +50,100 @@ def dropout_probability(progress: float) -> float:
 
 
 class TrainingStep(nn.Module):
-    """Model and losses under one `forward`, which is what distributed training wraps."""
+    """Model and losses under one `forward`, which is what distributed training wraps.
+
+    What is common to all systems is here. What a prior or a generator needs beside it, these say themselves: see
+    `minimodel.priors.Prior` and `minimodel.generator.Generator`.
+    """
 
     def __init__(self, model: AnimationModel, features: nn.Module, weights: LossWeights):
         super().__init__()
         self.model, self.features, self.weights = model, features, weights
-        self.discriminator = losses.Discriminator() if model.config.generator == "residual" else None
+        self.discriminator = model.generator.make_discriminator()
 
     @property
     def learners(self) -> dict[str, nn.Module]:
         """What learns: all but the features."""
-        return dict(model=self.model) | ({} if self.discriminator is None else dict(discriminator=self.discriminator))
+        known: dict[str, nn.Module] = dict(model=self.model)
+        return known if self.discriminator is None else known | dict(discriminator=self.discriminator)
 
     @property
     def learned(self) -> list[nn.Parameter]:
         """The parameters of `learners`, for an optimizer."""
         return [parameter for learner in self.learners.values() for parameter in learner.parameters()]
 
+    @property
+    def learns_motion(self) -> bool:
+        """Whether any part before the generator learns."""
+        parts = (self.model.prior, self.model.structure, self.model.refiner)
+        return any(p.requires_grad for part in parts if part is not None for p in part.parameters())
+
     def forward(
         self, batch: dict[str, Tensor], *, motion_only: bool = False, progress: float = 1.0
     ) -> dict[str, Tensor]:
-        """``motion_only``: without the generator, by the source as the first flow and the last one move it;
-        ``progress`` is the share of the run that is done."""
-        model, weights = self.model, self.weights
-        source, driving = batch["source"], batch["driving"]
-        by_landmarks = model.config.prior == "landmarks"
-        inpaints = model.config.generator == "inpainting"
-        if by_landmarks:  # they are given, so nothing has to be asked of them
-            motion, terms = model.encode_driving(landmarks=batch["driving_landmarks"]), {}
-        else:
-            motion = model.encode_driving(driving)
-            terms = self.equivariance(driving, motion, Spline(batch["control"], batch["weights"], batch["affine"]))
-            if progress < BACKGROUND_FROM:
-                motion = dataclasses.replace(motion, image=None)
-        state = model.encode_source(
-            source, landmarks=batch.get("source_landmarks"), to_render=inpaints or not motion_only
+        """A batch of `minimodel.data.pairs.PairStream` -> the terms of the loss by name, each with its weight.
+
+        ``motion_only``: without the generator, by the source as the first flow and the last one move it. ``progress``
+        is the share of the run that is done.
+        """
+        model, driving = self.model, batch["driving"]
+        motion = model.encode_driving(
+            driving, landmarks=batch.get("driving_landmarks"), move_background=progress >= BACKGROUND_FROM
         )
-
-        def like_driving(image: Tensor, layers: int = 5) -> Tensor:
-            # Fewer layers weigh as much as all of them.
-            loss = losses.perceptual_loss(self.features, image, driving, layers=layers)
-            loss = weights.perceptual * 5 / layers * loss
-            return loss + weights.l1 * F.l1_loss(image, driving) if by_landmarks else loss
-
-        options = {}
+        transform = Spline(batch["control"], batch["weights"], batch["affine"])
+        terms = self.weighted(model.prior.detection_terms(driving, motion, transform))
+        to_render = model.generator.loss_uses_features or not motion_only
+        source = model.encode_source(batch["source"], landmarks=batch.get("source_landmarks"), to_render=to_render)
+        scales = None
         if "chances" in batch:
-            options["part_scales"] = dropout_scales(batch["chances"], dropout_probability(progress))
+            scales = dropout_scales(batch["chances"], dropout_probability(progress))
         if motion_only:
-            stages = model.move(state, motion, **options)
-            terms["moved"] = like_driving(stages.warped_source, MOTION_LAYERS)
-            if model.refiner is not None:
-                coarse = resize_flow(stages.coarse.flow, tuple(source.shape[-2:]))
-                terms["coarse"] = like_driving(warp(source, coarse), MOTION_LAYERS)
+            stages = model.move(source, motion, part_scales=scales)
+            terms |= self.motion_terms(source, stages, driving)
         else:
-            stages = model.render(state, motion, **options)
-            terms["perceptual"] = like_driving(stages.image)
-            if model.config.blend:
-                # Or the generator would hardly learn wherever the gate trusts the warped source, which soon is
-                # everywhere.
-                terms["painted"] = like_driving(stages.painted)
-            if self.discriminator is not None:
-                terms |= self.adversaries(stages.image, driving)
-        if weights.smoothness and model.refiner is not None:
-            added = stages.flows[-1] - resize_flow(stages.flows[0], tuple(source.shape[-2:]))
-            terms["smoothness"] = weights.smoothness * losses.smoothness(added)
-        if model.config.prior == "tps":
-            looked = model.prior.background
-            terms["background"] = weights.background * losses.background_mask_loss(
-                looked.logits(looked.resized(driving)), stages.coarse.masks
-            )
-        if inpaints:
-            with torch.no_grad():
-                target = model.generator.encode(driving)
-            terms["warp"] = weights.warp * losses.warp_loss(state.features, target, stages.flows[1:])
-        if by_landmarks:
-            parts = losses.parsing_loss(batch["source_parts"], stages.flows[-1], batch["driving_parts"])
-            terms["parsing"] = weights.parsing * parts
+            output = stages = model.render(source, motion, part_scales=scales)
+            terms |= self.picture_terms(output, driving)
+        if self.weights.smoothness and model.refiner is not None:
+            added = stages.flows[-1] - resize_flow(stages.flows[0], tuple(driving.shape[-2:]))
+            terms |= self.weighted({"smoothness": losses.smoothness(added)})
+        pair = TrainingPair(batch, source, motion, stages)
+        return terms | self.weighted(model.prior.loss_terms(pair) | model.generator.loss_terms(pair))
+
+    def weighted(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each term times the weight of its name."""
+        return {name: getattr(self.weights, name) * term for name, term in terms.items()}
+
+    def difference(self, image: Tensor, driving: Tensor, layers: int = 5) -> Tensor:
+        """The loss of a picture that should be the driving frame. Fewer layers weigh as much as all of them."""
+        loss = losses.perceptual_loss(self.features, image, driving, layers=layers)
+        loss = self.weights.perceptual * 5 / layers * loss
+        return loss + self.weights.l1 * F.l1_loss(image, driving) if self.model.prior.compares_pixels else loss
+
+    def motion_terms(self, source: SourceState, stages: Stages, driving: Tensor) -> dict[str, Tensor]:
+        """The source as the last flow moves it and, where that was refined, as the coarse one does."""
+        terms = {"moved": self.difference(stages.warped_source, driving, MOTION_LAYERS)}
+        if self.model.refiner is not None:
+            coarse = resize_flow(stages.coarse.flow, tuple(driving.shape[-2:]))
+            terms["coarse"] = self.difference(warp(source.image, coarse), driving, MOTION_LAYERS)
         return terms
 
-    def equivariance(self, driving: Tensor, motion: Motion, transform: Spline) -> dict[str, Tensor]:
-        """What the model says of a frame that ``transform`` bends should be what it says of the frame, bent."""
-        moved = self.model.encode_driving(losses.transformed_frame(driving, transform))
-        points = losses.equivariance_points(motion.points, moved.points, transform)
-        terms = {"points": self.weights.points * points}
-        if motion.affine is not None:
-            difference = losses.equivariance_affine(motion.affine, moved.affine, moved.points, transform)
-            terms["affine"] = self.weights.affine * difference
+    def picture_terms(self, output: Output, driving: Tensor) -> dict[str, Tensor]:
+        """The rendered picture, and what was painted before it was blended with the warped source."""
+        terms = {"perceptual": self.difference(output.image, driving)}
+        if output.painted is not output.image:
+            # Or the generator would hardly learn wherever the gate trusts the warped source, which soon is everywhere.
+            terms["painted"] = self.difference(output.painted, driving)
+        if self.discriminator is not None:
+            terms |= self.adversaries(self.discriminator, output.image, driving)
         return terms
 
-    def adversaries(self, image: Tensor, driving: Tensor) -> dict[str, Tensor]:
+    def adversaries(self, discriminator: nn.Module, image: Tensor, driving: Tensor) -> dict[str, Tensor]:
         """S2D Eq. 5 and 6. One backward pass serves both sides: the discriminator sees the picture detached, and the
         picture is judged by a discriminator that is."""
-        judge = {name: value.detach() for name, value in self.discriminator.named_parameters()}
-        scores = self.discriminator(driving), self.discriminator(image.detach())
-        scores_of_image = torch.func.functional_call(self.discriminator, judge, (image,))
+        fixed = {name: value.detach() for name, value in discriminator.named_parameters()}
+        real, generated = discriminator(driving), discriminator(image.detach())
+        scores = torch.func.functional_call(discriminator, fixed, (image,))
         return {
-            "discriminator": losses.discriminator_loss(*scores),
-            "adversarial": self.weights.adversarial * losses.adversarial_loss(scores_of_image),
+            "discriminator": losses.discriminator_loss(real, generated),
+            "adversarial": self.weights.adversarial * losses.adversarial_loss(scores),
         }

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from minimodel.errors import MinimodelError
+
 Seed = int | torch.Generator
 Scalar = Float[Tensor, " b"]
 Pair = Float[Tensor, "b 2"]  # (right, left), or (x, y)
@@ -157,11 +159,11 @@ class Draw:
 
     def __init__(self, count: int, seed: Seed):
         if count < 1:
-            raise ValueError(f"count is {count}; expected at least 1")
+            raise MinimodelError(f"count is {count}; expected at least 1")
         self.count = count
         self.generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         if self.generator.device.type != "cpu":
-            raise ValueError(f"the generator is on {self.generator.device}; expected one on the CPU")
+            raise MinimodelError(f"the generator is on {self.generator.device}; expected one on the CPU")
 
     def uniform(self, low: Number = 0.0, high: Number = 1.0, *shape: int) -> Tensor:
         """Values between ``low`` and ``high``, (count, *shape)."""

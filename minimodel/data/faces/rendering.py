@@ -12,15 +12,16 @@ from minimodel.data.faces.painting import shade
 from minimodel.data.faces.scene import TABLE, prepare
 from minimodel.data.faces.states import Faces
 from minimodel.data.faces.tracing import trace
+from minimodel.errors import MinimodelError
 from minimodel.warping import identity_grid
 
 
 def check(faces: Faces, size: int | None) -> None:
-    """Raise a ValueError where there is no face, or the picture is too small to show one."""
+    """Raise a MinimodelError where there is no face, or the picture is too small to show one."""
     if size is not None and (not isinstance(size, int) or size < 8):
-        raise ValueError(f"size is {size!r}; expected a whole number of at least 8 pixels")
+        raise MinimodelError(f"size is {size!r}; expected a whole number of at least 8 pixels")
     if len(faces) == 0:
-        raise ValueError("the batch of faces is empty; expected at least one face")
+        raise MinimodelError("the batch of faces is empty; expected at least one face")
 
 
 def rays_of(size: int, faces: Faces) -> Tensor:
@@ -46,11 +47,11 @@ def render(faces: Faces, size: int, *, supersample: int = 2) -> Float[Tensor, "b
     """Draw the faces: RGB in [0, 1]; a pixel is the average of ``supersample``² rays.
 
     Raises:
-        ValueError: ``size`` is below 8, ``supersample`` below 1, or there is no face.
+        MinimodelError: ``size`` is below 8, ``supersample`` below 1, or there is no face.
     """
     check(faces, size)
     if supersample < 1:
-        raise ValueError(f"supersample is {supersample}; expected 1, 2, ...")
+        raise MinimodelError(f"supersample is {supersample}; expected 1, 2, ...")
 
     def draw(faces: Faces) -> Tensor:
         scene = prepare(faces)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minimodel.data.faces.people import Batch, Color, Draw, Identity, Pair, Scalar, Seed, sample_identities
+from minimodel.errors import MinimodelError
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Faces(Batch):
     """Identities in states. A batch of one of either is repeated to match the other.
 
     Raises:
-        ValueError: there are neither as many identities as states, nor one of either.
+        MinimodelError: there are neither as many identities as states, nor one of either.
     """
 
     identity: Identity
@@ -49,7 +50,9 @@ class Faces(Batch):
         counts = len(self.identity), len(self.state)
         if counts[0] != counts[1]:
             if 1 not in counts:
-                raise ValueError(f"{counts[0]} identities and {counts[1]} states; expected as many, or one of either")
+                raise MinimodelError(
+                    f"{counts[0]} identities and {counts[1]} states; expected as many, or one of either"
+                )
             for name in ("identity", "state"):
                 part = getattr(self, name)
                 if len(part) == 1:
@@ -134,7 +137,7 @@ def wander(generator: torch.Generator, frames: int, seconds: float) -> Tensor:
 def animate_states(frames: int, seed: Seed) -> State:
     """Draw the states of one clip at 25 frames a second: the head sways and turns, speaks, blinks and looks around."""
     if frames < 1:
-        raise ValueError(f"frames is {frames}; expected at least 1")
+        raise MinimodelError(f"frames is {frames}; expected at least 1")
     one = Draw(1, seed)
     base = sample_states(1, one.generator)
 

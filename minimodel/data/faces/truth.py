@@ -18,6 +18,7 @@ from minimodel.data.faces.scene import Scene, prepare
 from minimodel.data.faces.shapes import face, hair_height, hair_volume, skull
 from minimodel.data.faces.states import Faces
 from minimodel.data.faces.tracing import BODY, HEAD, LEFT_EYE, RIGHT_EYE, Pack, place, trace
+from minimodel.errors import MinimodelError
 from minimodel.warping import to_pixels
 
 # What `parsing` tells apart.
@@ -36,16 +37,19 @@ def flow_between(
     Source and driving are the same people in different states; a source of one face serves any number of driving ones.
 
     Raises:
-        ValueError: source and driving are different people or differ in number, ``size`` is below 8, or no face came.
+        MinimodelError: source and driving are different people or differ in number, ``size`` is below 8, or no face
+            came.
     """
     check(source, size)
     if len(source) == 1 < len(driving):
         source = source.map(lambda value: value.expand(len(driving), *value.shape[1:]))
     if len(source) != len(driving):
-        raise ValueError(f"{len(source)} source faces for {len(driving)} driving ones; expected as many, or one source")
+        raise MinimodelError(
+            f"{len(source)} source faces for {len(driving)} driving ones; expected as many, or one source"
+        )
     pairs = [(getattr(source.identity, part.name), getattr(driving.identity, part.name)) for part in fields(Identity)]
     if not all(torch.equal(a, b) for a, b in pairs):
-        raise ValueError("source and driving are different people; expected the same identities in the same order")
+        raise MinimodelError("source and driving are different people; expected the same identities in the same order")
 
     def flow(source: Faces, driving: Faces) -> tuple[Tensor, Tensor]:
         screen = rays_of(size, driving)
@@ -65,7 +69,7 @@ def parsing(faces: Faces, size: int) -> Int[Tensor, "b {size} {size}"]:
     """What the centre of each pixel shows, as an index into `PARTS`.
 
     Raises:
-        ValueError: ``size`` is below 8, or there is no face.
+        MinimodelError: ``size`` is below 8, or there is no face.
     """
     check(faces, size)
     part = {name: i for i, name in enumerate(PARTS)}
@@ -145,7 +149,7 @@ def landmarks(faces: Faces, size: int | None = None) -> Float[Tensor, "b 74 2"]:
     lower), all of them material points; a hidden one is where it would show if nothing were in the way.
 
     Raises:
-        ValueError: ``size`` is below 8, or there is no face.
+        MinimodelError: ``size`` is below 8, or there is no face.
     """
     check(faces, size)
     points = chunked(lambda faces: place_landmarks(prepare(faces))[0].transpose(1, 2), 74, faces)
