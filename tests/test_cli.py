@@ -282,7 +282,7 @@ def test_a_command_that_is_not_there_is_named_with_the_nearest(capsys):
     assert capsys.readouterr().err == "minimodel: unknown command 'animte': did you mean animate?\n"
     assert main([]) == 2 and main(["--help"]) == 0
     printed = capsys.readouterr().out
-    assert all(printed.count(f"\n  {name} ") == 1 for name in commands.COMMANDS)
+    assert all(printed.count(f"\n  {name} ") == 2 for name in commands.COMMANDS)
 
 
 @pytest.mark.parametrize("kind", ["pickle", "checkpoint of another model"])
