@@ -180,13 +180,13 @@ class AnimationModel(nn.Module):
             raise MinimodelError("the driving film has no frames")
         return join(motions)
 
-    @torch.inference_mode()
     def render_film(self, source: SourceState, motion: Motion, *, batch: int = 8) -> Iterator[Float[Tensor, "3 h w"]]:
-        """The frames of the source in the motions of a film, one by one."""
+        """The frames of the source in the motions of a film, one by one, under inference mode."""
         for start in range(0, len(motion), batch):
-            yield from self.render(source, motion[start : start + batch]).image
+            with torch.inference_mode():  # not around the yield: the caller isn't in this mode
+                frames = self.render(source, motion[start : start + batch]).image
+            yield from frames
 
-    @torch.inference_mode()
     def animate(
         self,
         photo: Float[Tensor, "3 h w"],
@@ -207,14 +207,15 @@ class AnimationModel(nn.Module):
 
         >>> frames = torch.stack(list(model.animate(photo, film)))
         """
-        source = self.encode_source(photo[None].to(self._device()))
-        if landmarks is not None:
-            film = self.encode_driving(landmarks=landmarks.to(self._device()))
-        elif video is not None:
-            film = self.encode_film(video, batch=batch)
-        else:
-            raise MinimodelError("neither a video nor landmarks given: expected one that drives")
-        motion = transfer.transfer(mode, source.motion, film, start_frame=start_frame, network=network)
+        with torch.inference_mode():
+            source = self.encode_source(photo[None].to(self._device()))
+            if landmarks is not None:
+                film = self.encode_driving(landmarks=landmarks.to(self._device()))
+            elif video is not None:
+                film = self.encode_film(video, batch=batch)
+            else:
+                raise MinimodelError("neither a video nor landmarks given: expected one that drives")
+            motion = transfer.transfer(mode, source.motion, film, start_frame=start_frame, network=network)
         yield from self.render_film(source, motion, batch=batch)
 
     # ----------------------------------------------------------------------------------------- what can be given

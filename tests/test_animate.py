@@ -160,7 +160,9 @@ def test_each_mode_renders_its_own_motion(setup, trained, tmp_path, monkeypatch)
     """The film shows what `transfer` makes of the points, frame by frame."""
     rendered = []
     render = AnimationModel.render
-    monkeypatch.setattr(AnimationModel, "render", lambda *args: rendered.append(args[1:]) or render(*args))
+    monkeypatch.setattr(
+        AnimationModel, "render", lambda *args, **options: rendered.append(args[1:]) or render(*args, **options)
+    )
     for mode in transfer.MODES:
         rendered.clear()
         clip = Clip(animate(setup(mode=mode, start_frame=3 if mode == "relative" else None)))

@@ -194,6 +194,8 @@ def test_a_true_flow_is_one_to_the_first_frame(clips):
 class Knowing(AnimationModel):
     """Knows the true flow of every frame, in the order in which it is asked, and moves it ``wrong`` pixels aside."""
 
+    moves_by_landmarks = False
+
     def __init__(self, clips, wrong=0.0):
         nn.Module.__init__(self)
         self.nothing = nn.Parameter(torch.zeros(1))
@@ -205,7 +207,7 @@ class Knowing(AnimationModel):
         self.modes.append(self.training)
         return SimpleNamespace(image=image)
 
-    def encode_driving(self, image, *, landmarks):
+    def encode_driving(self, image, *, landmarks, move_background):
         return [next(self.truth) for _ in image]
 
     def render(self, source, motion):
@@ -406,7 +408,7 @@ class Obeying(AnimationModel):
                     return points
         raise AssertionError("a picture that isn't in the set")
 
-    def encode_driving(self, image):
+    def encode_driving(self, image, *, move_background=False):
         return Motion(torch.stack([self.points_of(picture) for picture in image]))
 
     def encode_source(self, image):
@@ -578,7 +580,9 @@ def test_a_model_that_moves_by_landmarks_is_given_the_clips(features):
     model = AnimationModel.from_preset("tiny", system="s2d").eval()
     seen = []
     move = model.move
-    model.move = lambda source, motion: seen.append((source.motion.points, motion.points)) or move(source, motion)
+    model.move = lambda source, motion, **options: (
+        seen.append((source.motion.points, motion.points)) or move(source, motion, **options)
+    )
     scores = evaluate(model, [clip], features, batch=2)
     assert all(torch.equal(source, clip.landmarks[:1]) for source, _ in seen)
     assert torch.equal(torch.cat([driving for _, driving in seen]), clip.landmarks[1:])
@@ -586,9 +590,10 @@ def test_a_model_that_moves_by_landmarks_is_given_the_clips(features):
     seen.clear()
     strip(model, [clip], rows=1)
     assert torch.equal(seen[0][0], clip.landmarks[:1]) and torch.equal(seen[0][1], clip.landmarks[2:3])
-    # A film has none, and then a detector has to find them.
-    with pytest.raises(ValueError, match="no detector"):
-        evaluate(model, [EvaluationClip("film", clip.frames)], features)
+    seen.clear()  # a film has none, and then a detector has to find them
+    evaluate(model, [EvaluationClip("film", clip.frames)], features)
+    found = LandmarkDetector.load().find(clip.frames[1:])
+    assert torch.allclose(torch.cat([driving for _, driving in seen]), found, atol=1e-5)
 
 
 def test_a_detector_can_be_asked_for_the_landmarks_of_embedded_faces(tmp_path, monkeypatch):
@@ -599,7 +604,7 @@ def test_a_detector_can_be_asked_for_the_landmarks_of_embedded_faces(tmp_path, m
     AnimationModel.from_preset("tiny", system="s2d").save(tmp_path / "model.safetensors")
     seen = []
     move = AnimationModel.move
-    monkeypatch.setattr(AnimationModel, "move", lambda *args: seen.append(args[2].points) or move(*args))
+    monkeypatch.setattr(AnimationModel, "move", lambda *args, **options: seen.append(args[2].points) or move(*args, **options))
     for find in (False, True):
         run_evaluation(EvaluateConfig(str(tmp_path / "model.safetensors"), find_landmarks=find))
     with torch.inference_mode():
@@ -641,8 +646,6 @@ LEAST = {"tiny": 27.2, "tiny-affine": 27.5, "tiny-tps": 28.2, "tiny-video": 27.5
 @pytest.mark.parametrize("name", LEAST)
 def test_shipped_models_rebuild_a_film_as_well_as_they_did(name):
     model = AnimationModel.load(name)
-    if model.config.prior == "landmarks":
-        model.prior.use_detector(LandmarkDetector.load())
     film = [frame for _, frame in Clip(SAMPLES / "ada.mp4").decode()]
     frames = torch.stack([center_crop_resize(frame[None] / 255, 64)[0] for frame in film[::15]])
     rows = evaluate(model, [EvaluationClip("ada", frames)], load_features()).rows

@@ -165,7 +165,7 @@ def in_double_precision():
     """From now on models are built and trained in float64. Adam's first step turns rounding errors of float32 into
     whole steps, which grow to some percent of the loss within twenty steps, on some processors within three. For the
     same reason every process takes its share of pictures that were made for the whole batch."""
-    item, load, single = PairStream.__getitem__, train.load_evaluation, torch.Tensor.float
+    item, load, single = PairStream.__getitem__, loop.load_evaluation, torch.Tensor.float
 
     def as_usual(function, *arguments):
         torch.set_default_dtype(torch.float32)
@@ -183,13 +183,13 @@ def in_double_precision():
         return loaded
 
     def my_share(self, step):
-        (process, processes), self.share = self.share, (0, 1)
+        rank, world_size, self.rank, self.world_size = self.rank, self.world_size, 0, 1
         whole = as_usual(item, self, step)
-        self.share = process, processes
-        return {name: value.double().tensor_split(processes)[process] for name, value in whole.items()}
+        self.rank, self.world_size = rank, world_size
+        return {name: value.double().tensor_split(world_size)[rank] for name, value in whole.items()}
 
     PairStream.__getitem__ = my_share
-    train.load_evaluation = load_evaluation
+    loop.load_evaluation = load_evaluation
     as_usual(lambda: None)
 
 
@@ -486,7 +486,7 @@ def test_a_process_may_have_fewer_pairs_than_there_are_sources(clips):
 def test_all_processes_go_by_the_clock_of_the_main_one(monkeypatch):
     """Or one of them would evaluate and wait, while the others take another step and wait, too."""
     monkeypatch.setattr(loop, "broadcast_object_list", lambda mine: [61.0])
-    two = Mock(spec=train.Accelerator, num_processes=2)
+    two = Mock(spec=loop.Accelerator, num_processes=2)
     for limits, expected in ((dict(minutes=2.0, steps=None), 61 / 120), (dict(steps=8), 0.5)):
         state = checkpoint.RunState(step=4, seconds=59.0)
         assert loop.agreed_progress(TrainConfig(Path("run"), **limits), state, two) == pytest.approx(expected)
@@ -494,7 +494,7 @@ def test_all_processes_go_by_the_clock_of_the_main_one(monkeypatch):
 
 
 def test_shared_statistics_are_those_of_torch_and_take_bfloat16(monkeypatch):
-    monkeypatch.setattr(train.distributed, "get_world_size", lambda: 1)
+    monkeypatch.setattr(distributed.distributed, "get_world_size", lambda: 1)
     monkeypatch.setattr(distributed, "all_reduce", lambda x: x)
     torch.manual_seed(0)
     shared, plain = distributed.SharedBatchNorm(4), torch.nn.BatchNorm2d(4)
@@ -669,9 +669,6 @@ def test_a_disk_that_is_full_is_said_in_one_line(tmp_path, clips, size):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(preset="big"), "unknown preset 'big': there are tiny, small, paper"),
-        (dict(system="x"), "unknown system 'x': there are fomm, mrfa"),
-        (dict(prior="magic"), "unknown prior 'magic': there are affine"),
         (dict(start="huge"), "weights 'huge': no such file"),
         (dict(start="tiny-affine"), "--start tiny-affine: other sizes .tiny with prior affine, with refinement, gen"),
         (dict(features="magic"), "features 'magic': expected 'faces', 'vgg19' or a file"),

@@ -12,6 +12,7 @@ from minimodel.data import synthetic
 from minimodel.data.writer import FPS, VideoWriter, check_size
 from minimodel.errors import MinimodelError
 from minimodel.show import save_picture
+from minimodel.warping import flow_to_pixels
 
 NAMES = ("ada", "ben", "cleo", "dev", "elif", "finn", "gita", "hugo", "ines", "juri", "kofi", "lena")
 TRUTH_EVERY = 5  # frames; flows are large
