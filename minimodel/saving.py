@@ -18,7 +18,8 @@ from minimodel.errors import MinimodelError
 Built = TypeVar("Built")
 WEIGHTS = Path(__file__).parent / "weights"
 FORMAT_VERSION = "1"
-OTHER_NETWORKS = ("avd-", "features", "assessors", "landmarks")  # how files begin that don't hold an animation model
+# How files begin that don't hold an animation model.
+OTHER_NETWORKS = ("avd-", "features", "assessors", "landmarks", "lpips")
 
 
 @contextmanager

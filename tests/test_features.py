@@ -7,13 +7,15 @@ from urllib.error import URLError
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
 from minimodel.data import synthetic
 from minimodel.evaluation import metrics
 from minimodel.evaluation.inception import Inception, load_inception
-from minimodel.evaluation.lpips import VGG16, AlexNet, load_lpips
+from minimodel.evaluation.lpips import CHANNELS, VGG16, AlexNet, load_lpips
 from minimodel.features import VGG19, FaceFeatures, FaceTasks, load_features
+from tools.lpips_channels import read_published
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +196,14 @@ def test_lpips_equals_torchmetrics(network, kind, tmp_path, monkeypatch):
     assert loaded == kind and not any(parameter.requires_grad for parameter in features.parameters())
     assert metrics.lpips(features, weights, made, wanted).tolist() == pytest.approx(expected, rel=1e-3)
     assert min(expected) > 0.01
+
+
+def test_the_channels_of_lpips_are_the_published_ones_bit_for_bit():
+    shipped = load_file(CHANNELS)
+    published = {f"{kind}.{i}": layer for kind in ("alex", "vgg") for i, layer in enumerate(read_published(kind))}
+    assert shipped.keys() == published.keys()
+    assert all(torch.equal(shipped[name], layer) and layer.dtype == torch.float32 for name, layer in published.items())
+    assert "Zhang" in (CHANNELS.parent / "LICENSE-lpips").read_text()  # who asks that the notice goes with the numbers
 
 
 @pytest.mark.parametrize(

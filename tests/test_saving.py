@@ -1,8 +1,9 @@
 """Files that are written whole or not at all."""
 
 import pytest
+from safetensors import safe_open
 
-from minimodel.saving import whole_file
+from minimodel.saving import OTHER_NETWORKS, WEIGHTS, whole_file
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path):
@@ -22,3 +23,13 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
         with pytest.raises(ValueError, match=message), whole_file(place):
             pytest.fail("nothing should be begun that can't be kept")
     assert path.read_text() == "two" and list(path.parent.iterdir()) == [path]
+
+
+def test_the_names_of_shipped_files_tell_which_hold_animation_models():
+    paths = sorted(WEIGHTS.glob("*.safetensors"))
+    assert len(paths) >= 10
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        holds_another = metadata is None or "kind" in metadata
+        assert holds_another == path.stem.startswith(OTHER_NETWORKS), path.name

@@ -2,15 +2,16 @@
 
 Notebook: ``notebooks/09_losses_and_metrics.ipynb``."""
 
-from importlib import resources
-
 import torch
 from jaxtyping import Float
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from minimodel.errors import MinimodelError
-from minimodel.features import _VGG, _needed, _Published, _read_weights
+from minimodel.features import _VGG, _needed, _Published
+from minimodel.saving import WEIGHTS
 
+CHANNELS = WEIGHTS / "lpips.safetensors"  # the published weights of channels; tools/lpips_channels.py wrote them
 VGG16_URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 
@@ -63,10 +64,9 @@ def load_lpips(name: str = "alex") -> tuple[str, nn.Module, list[Tensor]]:
     and the weights of its channels.
 
     "alex" and "vgg" download torchvision's AlexNet (233 MB) or VGG-16 (528 MB) once, checksummed; anything else is the
-    path of a file with either. The weights of the channels (Zhang et al. 2018, version 0.1) come with torchmetrics.
+    path of a file with either. The weights of the channels (Zhang et al. 2018, version 0.1) are shipped.
     """
     choices = {"alex": _Published(AlexNet, "AlexNet's", ALEXNET_URL), "vgg": _Published(VGG16, "VGG-16's", VGG16_URL)}
     name, network = _needed(choices, name, measure="LPIPS")
-    with resources.as_file(resources.files("torchmetrics") / f"functional/image/lpips_models/{name}.pth") as path:
-        channels = _read_weights(path)
-    return name, network, [channels[f"lin{index}.model.1.weight"].flatten() for index in range(5)]
+    channels = load_file(CHANNELS)
+    return name, network, [channels[f"{name}.{index}"] for index in range(5)]
