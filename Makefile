@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test book clean
+.PHONY: demo test types wheel book clean
 
 # A photo moves like a film of the same person, so that the right answer is known, and the result can be measured.
 demo: .venv/ready
@@ -10,12 +10,24 @@ demo: .venv/ready
 	$(BIN)/minimodel animate --weights tiny-s2d --source data_samples/ada.png --driving data_samples/ada.mp4 \
 		--side-by-side --output runs/demo.mp4
 
-# The notebooks are executed, and must give what they show. One of them trains, here for some seconds only.
+# The tests' coverage of the package is printed. The notebooks are executed, and must give what they show. One of them
+# trains, here for some seconds only.
 test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest -q
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 	MINIMODEL_MINUTES=0.4 $(BIN)/pytest -q --nbval --nbval-current-env notebooks
+
+# The package by the type checker.
+types: .venv/ready
+	$(BIN)/mypy
+
+# The wheel in build/wheel, and an animation with it in an empty environment outside this folder.
+wheel: .venv/ready
+	$(BIN)/python tools/try_wheel.py
 
 # The course as pages for a browser, in build/book, from the notebooks as they are.
 book: .venv/ready

@@ -1,6 +1,7 @@
 """Bad input ends in one line and exit code 2, and nothing is lost or half-written."""
 
 import json
+import os
 import pickle
 import re
 import resource
@@ -399,8 +400,12 @@ def test_the_process_ends_with_two_or_zero(place):
 def test_a_full_disk_is_one_line_and_the_old_film_stays(place):
     Path("out.mp4").write_bytes(b"precious")
     before = contents(place)
+    # Without what makes a subprocess count its coverage: it couldn't write that down either, and would complain.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     ended = run(
-        *words("animate", ANIMATE, {}), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        *words("animate", ANIMATE, {}),
+        env=environment,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
     )
     assert ended.returncode == 2
     (line,) = complaints(ended.stderr)
