@@ -604,7 +604,9 @@ def test_a_detector_can_be_asked_for_the_landmarks_of_embedded_faces(tmp_path, m
     AnimationModel.from_preset("tiny", system="s2d").save(tmp_path / "model.safetensors")
     seen = []
     move = AnimationModel.move
-    monkeypatch.setattr(AnimationModel, "move", lambda *args, **options: seen.append(args[2].points) or move(*args, **options))
+    monkeypatch.setattr(
+        AnimationModel, "move", lambda *args, **options: seen.append(args[2].points) or move(*args, **options)
+    )
     for find in (False, True):
         run_evaluation(EvaluateConfig(str(tmp_path / "model.safetensors"), find_landmarks=find))
     with torch.inference_mode():
