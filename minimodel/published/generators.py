@@ -1,0 +1,127 @@
+"""Generators of the published models: `generator.Generator`s on `generator.SourceEncoder`. What a flow samples outside
+the picture is black.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from minimodel.blocks import ResidualBlock, UpBlock, normalisation
+from minimodel.generator import Painting, SourceEncoder
+from minimodel.motion import SourceState, Stages
+from minimodel.published.conventions import resize, sample
+from minimodel.published.motion import GridMotion
+from minimodel.warping import warp
+
+
+def moved_and_visible(source: SourceState, stages: Stages) -> tuple[list[Tensor], list[Tensor]]:
+    """The source's features moved to the driving frame, and how far the source shows what is there; coarsest first."""
+    pairs = zip(source.features, stages.flows[1:], strict=True)
+    moved = [warp(feature, flow, padding="zeros") for feature, flow in pairs]
+    return moved, [torch.sigmoid(occlusion) for occlusion in stages.occlusions[1:]]
+
+
+def _decoder(channels: list[int]) -> nn.ModuleList:
+    return nn.ModuleList(UpBlock(below, above, norm="batch") for below, above in pairwise(channels))
+
+
+class BottleneckGenerator(SourceEncoder):
+    """FOMM's generator: features at 1/4 are moved and gated once, go through residual blocks and up again, without skip
+    connections (FOMM section 3.3)."""
+
+    def __init__(self, *, base: int, levels: int, maximum: int, blocks: int, outer_kernel: int = 7):
+        super().__init__(base=base, levels=levels, maximum=maximum, outer_kernel=outer_kernel, norm="batch")
+        channels = self.feature_channels
+        self.bottleneck = nn.Sequential(*(ResidualBlock(channels[0], norm="batch") for _ in range(blocks)))
+        self.up = _decoder(channels)
+        self.last = nn.Conv2d(base, 3, outer_kernel, padding=outer_kernel // 2)
+
+    def paint(self, source: SourceState, stages: Stages) -> Painting:
+        x = warp(source.features[0], stages.flows[1], padding="zeros") * torch.sigmoid(stages.occlusions[1])
+        x = self.bottleneck(x)
+        for up in self.up:
+            x = up(x)
+        return torch.sigmoid(self.last(x).float()), None
+
+
+class GatedBottleneckGenerator(BottleneckGenerator):
+    """MTIA's generator: FOMM's, and behind the bottleneck every scale is gated by the occlusion as in `GatedUNet`."""
+
+    def paint(self, source: SourceState, stages: Stages) -> Painting:
+        moved, visible = moved_and_visible(source, stages)
+        x = self.bottleneck(moved[0] * visible[0])
+        for level, up in enumerate(self.up):
+            x = up(moved[level] * visible[level] + x * (1 - visible[level]))
+        x = moved[-1] * visible[-1] + x * (1 - visible[-1])
+        return torch.sigmoid(self.last(x).float()), stages.occlusions[-1]
+
+
+class PublishedInpaintingNetwork(SourceEncoder):
+    """TPSM's inpainting network (TPSM section 3.2): ours but for the last step, which adds what the source shows to
+    what was painted elsewhere. (Its norms are instance norms, which `networks` puts in.)"""
+
+    def __init__(self, *, base: int, levels: int, maximum: int, outer_kernel: int = 7):
+        super().__init__(base=base, levels=levels, maximum=maximum, outer_kernel=outer_kernel, norm="batch")
+        channels = self.feature_channels
+        inputs = [channels[0], *(2 * width for width in channels[1:-1])]
+        self.residual = nn.ModuleList(
+            nn.Sequential(ResidualBlock(width, norm="batch"), ResidualBlock(width, norm="batch")) for width in inputs
+        )
+        self.up = nn.ModuleList(
+            UpBlock(width, above, norm="batch") for width, above in zip(inputs, channels[1:], strict=True)
+        )
+        self.last = nn.Conv2d(base, 3, outer_kernel, padding=outer_kernel // 2)
+
+    def paint(self, source: SourceState, stages: Stages) -> Painting:
+        moved, visible = moved_and_visible(source, stages)
+        seen = [feature * gate for feature, gate in zip(moved, visible, strict=True)]
+        x = seen[0]
+        for level, (residual, up) in enumerate(zip(self.residual, self.up, strict=True), start=1):
+            x = up(residual(x))
+            if level < len(self.up):
+                x = torch.cat([x, seen[level]], dim=1)
+        x = x * (1 - visible[-1]) + seen[-1]
+        return torch.sigmoid(self.last(x).float()), stages.occlusions[-1]
+
+
+class CoarseStreamUNet(SourceEncoder):
+    """MRFA's occlusion-gated U-Net with the *coarse stream* of its code: below each scale the decoder is also given the
+    source's features as the coarse flow moved them, ungated. The paper doesn't mention it. Without ``streams`` (MRFA's
+    baseline without refinement) it is `generator.GatedUNet`, and the joining blocks lie idle."""
+
+    def __init__(self, *, base: int, levels: int, maximum: int, streams: bool, outer_kernel: int = 7):
+        super().__init__(base=base, levels=levels, maximum=maximum, outer_kernel=outer_kernel, norm="batch")
+        self.streams = streams
+        channels = self.feature_channels
+        self.residual = nn.ModuleList(ResidualBlock(width, norm="batch") for width in channels[:-1])
+        self.up = _decoder(channels)
+        self.join = nn.ModuleList(
+            nn.Sequential(
+                normalisation("batch", 2 * width),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(2 * width, width, 3, padding=1),
+            )
+            for width in channels[:-1]
+        )
+        self.last = nn.Conv2d(base, 3, outer_kernel, padding=outer_kernel // 2)
+
+    def paint(self, source: SourceState, stages: Stages) -> Painting:
+        moved, visible = moved_and_visible(source, stages)
+        beside = self.coarse_stream(source.features, stages.coarse) if self.streams else None
+        x = moved[0] * visible[0]
+        for level, (residual, up) in enumerate(zip(self.residual, self.up, strict=True)):
+            if beside is not None:
+                x = self.join[level](torch.cat([x, beside[level]], dim=1))
+            x = up(residual(x))
+            x = moved[level + 1] * visible[level + 1] + x * (1 - visible[level + 1])
+        return torch.sigmoid(self.last(x).float()), stages.occlusions[-1]
+
+    @staticmethod
+    def coarse_stream(features: list[Tensor], coarse: GridMotion) -> list[Tensor]:
+        """Features of all scales but the finest, moved by the coarse grid. Though its grids are resized with corners
+        aligned, the code samples them without."""
+        assert coarse.grid is not None
+        sizes = [tuple(feature.shape[-2:]) for feature in features[:-1]]
+        grids = [resize(coarse.grid, size, align_corners=True) for size in sizes]
+        return [sample(*pair, align_corners=False) for pair in zip(features[:-1], grids, strict=True)]
