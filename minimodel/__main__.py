@@ -21,6 +21,12 @@ COMMANDS = {
     "synthesize": ("commands.synthesize", "SynthesizeConfig", "synthesize", "write rendered clips with their truth"),
     "find-landmarks": ("commands.find_landmarks", "FindLandmarksConfig", "find_film_landmarks", "74 points of a film"),
     "ablate": ("training.ablation", "AblateConfig", "ablate", "train and measure a paper's table"),
+    "import-checkpoint": (
+        "commands.import_checkpoint",
+        "ImportCheckpointConfig",
+        "import_published",
+        "published weights become a file of ours",
+    ),
     "bench": ("commands.bench", "BenchConfig", "bench", "time rendering and training"),
     "train-avd": ("training.avd", "TrainAvdConfig", "train_avd", "train what `animate --mode avd` needs"),
     "train-landmarks": ("training.landmarks", "TrainLandmarksConfig", "train_landmarks", "train the landmark detector"),

@@ -24,7 +24,7 @@ from minimodel.motion import Motion, Output, SourceState, Stages, join
 from minimodel.priors import Prior, build_prior
 from minimodel.refinement import MotionRefiner
 from minimodel.runtime import Device, pick_device, ready_to_render
-from minimodel.saving import find_weights, load_weights_into, make_metadata, read_config, write_weights
+from minimodel.saving import find_weights, holds_kind, load_weights_into, make_metadata, read_config, write_weights
 from minimodel.warping import resize_flow, warp
 
 
@@ -274,11 +274,16 @@ class AnimationModel(nn.Module):
 
     @classmethod
     def load(cls, name_or_path: str | Path, *, device: Device | torch.device = "cpu") -> "AnimationModel":
-        """A shipped model by name, or a file written by `save`, ready to render on ``device``.
+        """A shipped model by name, or a file written by `save`, ready to render on ``device``. A file that `minimodel
+        import-checkpoint` wrote gives a `published.model.PublishedModel`.
 
         Weights of a model that was put together by hand are loaded into such a model, by `load_weights`.
         """
         path = find_weights(name_or_path)
+        if holds_kind(path, "published"):
+            from minimodel.published.model import PublishedModel  # whoever loads none of these never reads its code
+
+            return PublishedModel.load(path, device=device)
         model = cls.from_config(read_config(path, "animation", ModelConfig.from_json))
         load_weights_into(model, path)
         return ready_to_render(model, device if isinstance(device, torch.device) else pick_device(device))

@@ -88,6 +88,15 @@ def read_metadata(path: Path, kind: str = "animation") -> dict[str, str]:
     return metadata
 
 
+def holds_kind(path: Path, kind: str) -> bool:
+    """Whether a file is one of ours that holds this kind of network; False for any other file, broken ones included."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("kind") == kind
+    except (SafetensorError, OSError):
+        return False
+
+
 def load_weights_into(network: nn.Module, path: Path) -> None:
     """Put a file's weights into the network that its metadata describe; a MinimodelError if they don't fit, as those of
     an older version of this network."""

@@ -210,7 +210,10 @@ class AvdNetwork(nn.Module):
 
     @classmethod
     def load(cls, weights: str | Path, model: nn.Module) -> "AvdNetwork":
-        """The network that lies beside the weights of ``model``; in evaluation mode, on the model's device."""
+        """The network that ``model`` brings with it, or else the one that lies beside its weights; in evaluation mode,
+        on the model's device."""
+        if own_avd(model) is not None:
+            return own_avd(model)
         path = avd_path(weights)
         command = f"minimodel train-avd --weights {weights}"
         if not path.exists():
@@ -227,6 +230,11 @@ def _layers(*widths: int) -> nn.Sequential:
     for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def own_avd(model: nn.Module) -> nn.Module | None:
+    """The avd network that a model brings with its weights, as TPSM's published file does."""
+    return getattr(model, "avd", None)
 
 
 def avd_path(weights: str | Path) -> Path:

@@ -185,7 +185,8 @@ def keypoint_distance(prediction: Assessment, target: Assessment, size: int) -> 
 
 def find_avd(weights: str | Path, model: AnimationModel) -> transfer.AvdNetwork | None:
     """The avd network of these weights, if one was trained."""
-    return transfer.AvdNetwork.load(weights, model) if transfer.avd_path(weights).exists() else None
+    there = transfer.own_avd(model) is not None or transfer.avd_path(weights).exists()
+    return transfer.AvdNetwork.load(weights, model) if there else None
 
 
 def evaluate_transfer(
