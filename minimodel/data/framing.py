@@ -5,12 +5,13 @@ the detector's own (`usual_box`), and the one that clips were trained in (`train
 a constant. So a photo and a film of two people are framed alike, whatever their sizes.
 
 The order: a cascade finds rough squares (`find_faces`), the detector settles them (`settle_box`), `frame_photo` and
-`frame_film` choose the largest face, and `FaceTracker` says of each frame of the film whether the face is still there.
+`frame_film` choose the largest face, and
+`tracking` goes through the film.
 """
 
 import io
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -43,7 +44,9 @@ USUAL_CENTRE, USUAL_SPREAD = (0.0, 0.1), 0.34
 # The same for clips that `minimodel prepare` frames, which the weights are trained on.
 TRAINED_CENTRE, TRAINED_SPREAD = (0.0, 0.15), 0.38
 SURE = 0.4  # faces have a confidence above, everything else below
-LOST = 0.3  # a face that was there is still there above: profiles and hands in front of it make the detector doubt
+# Among many squares of a picture without a face the detector was as sure as 0.73 of one (of scikit-image's pictures):
+# what the cascade hasn't seen takes more.
+SURE_ALONE = 0.76
 
 
 # ------------------------------------------------------------------------------------------------ squares of pictures
@@ -85,10 +88,12 @@ class Place(NamedTuple):
 
     def near(self, other: "Place", *, distance: float, ratio: float) -> bool:
         """Whether the other face is as near as ``distance`` spreads, and larger or smaller by at most ``ratio``."""
-        if min(self.spread, other.spread) <= 0:
-            return False
-        apart = math.hypot(self.x - other.x, self.y - other.y) / self.spread
-        return apart < distance and max(self.spread / other.spread, other.spread / self.spread) < ratio
+        apart = math.hypot(self.x - other.x, self.y - other.y)
+        return apart < distance * self.spread and self.alike(other, ratio=ratio)
+
+    def alike(self, other: "Place", *, ratio: float) -> bool:
+        """Whether the other face is of about this size."""
+        return max(self.spread, other.spread) < ratio * min(self.spread, other.spread)
 
 
 def place_of(points: Float[Tensor, "74 2"], box: Box) -> Place:
@@ -180,7 +185,8 @@ def find_faces(frames: list[Tensor], cascade: Cascade) -> list[tuple[Box, list[i
         _, x, y, wide = np.median(face, axis=0)
         side = AROUND_FACE * wide
         found.append(((round(x - side / 2), round(y - side / 2), round(side)), sorted({s[0] for s in face})))
-    return sorted(found, key=lambda f: (len(f[1]) > len(frames) // 3, f[0][2]), reverse=True)
+    often = max((len(seen) for _, seen in found), default=0)
+    return sorted(found, key=lambda f: (2 * len(f[1]) >= often, f[0][2]), reverse=True)
 
 
 def find_face(frames: list[Tensor], cascade: Cascade) -> Box | None:
@@ -190,20 +196,25 @@ def find_face(frames: list[Tensor], cascade: Cascade) -> Box | None:
 
 
 @torch.inference_mode()
+def settle(detector: nn.Module, frames: list[Tensor], rough: Box) -> tuple[Place, float]:
+    """The place of the face in a ``rough`` box, as the detector has it once it sees the face as it learned to; and how
+    sure it is. Of several frames the median."""
+    box, best, surest = rough, settled_place(rough), 0.0
+    for _ in range(3):
+        found, heatmaps = detector(torch.stack([crop(frame, box, SIZE) for frame in frames]))
+        places = torch.tensor([place_of(points, box) for points in found])
+        place, sure = Place(*places.median(0).values.tolist()), confidence(heatmaps, found).median().item()
+        if sure > surest:
+            best, surest = place, sure
+        box = usual_box(place)
+    return best, surest
+
+
 def settle_box(detector: nn.Module, frames: list[Tensor], boxes: list[Box]) -> tuple[Box, float]:
     """Of rough ``boxes`` the one in which the detector is surest of the face, moved to where it has it as it learned
-    it; and how sure it then is."""
-    best, surest = boxes[0], 0.0
-    for rough in boxes:
-        box = rough
-        for _ in range(3):
-            found, heatmaps = detector(torch.stack([crop(frame, box, SIZE) for frame in frames]))
-            sure = confidence(heatmaps, found).median().item()
-            if sure > surest:
-                best, surest = box, sure
-            places = torch.tensor([place_of(points, box) for points in found])
-            box = usual_box(Place(*places.median(0).values.tolist()))
-    return best, surest
+    it; and how sure it is."""
+    place, sure = max((settle(detector, frames, rough) for rough in boxes), key=lambda settled: settled[1])
+    return usual_box(place), sure
 
 
 def settled_place(box: Box) -> Place:
@@ -213,24 +224,34 @@ def settled_place(box: Box) -> Place:
 
 
 @torch.inference_mode()
-def find_places(detector: nn.Module, frames: list[Tensor]) -> list[Place]:
-    """The places of all faces of which the detector is sure in some of the ``frames``, the largest first."""
-    settled = []
+def find_places(detector: nn.Module, frames: list[Tensor]) -> list[tuple[Place, list[int]]]:
+    """Where there are faces, the most important one first, and in which of the frames each is seen: the largest of
+    those that are seen often. One that walks about may be in several places, in different frames."""
+    settled = []  # (sure, place, in which frames)
     for rough, seen in find_faces(frames, face_cascade()):
-        settled.append(settle_box(detector, [frames[index] for index in seen], [rough]))
-    if not any(sure >= SURE for _, sure in settled):  # the cascade knows frontal faces only
-        for frame in frames[len(frames) // 2 :][:1]:
-            squares = _windows(*frame.shape[-2:])
-            found, heatmaps = detector(torch.stack([crop(frame, box, SIZE) for box in squares]))
-            surest = confidence(heatmaps, found).topk(2).indices.tolist()
-            settled += [settle_box(detector, [frame], [squares[index]]) for index in surest]
-    places: list[Place] = []
-    for box, sure in sorted(settled, key=lambda s: s[0][2], reverse=True):
-        place = settled_place(box)
+        place, sure = settle(detector, [frames[index] for index in seen], rough)
+        settled.append((sure, place, seen))
+    if not any(sure >= SURE_ALONE for sure, _, _ in settled):  # the cascade knows frontal faces only
+        index = len(frames) // 2
+        squares = _windows(*frames[index].shape[-2:])
+        found, heatmaps = detector(torch.stack([crop(frames[index], box, SIZE) for box in squares]))
+        for best in confidence(heatmaps, found).topk(2).indices.tolist():
+            place, sure = settle(detector, [frames[index]], squares[best])
+            if sure >= SURE_ALONE:
+                settled.append((sure, place, [index]))
+    # Next to a face that is surely one, what is only likely doesn't count.
+    enough = SURE_ALONE if any(sure >= SURE_ALONE for sure, _, _ in settled) else SURE
+    places: list[tuple[Place, list[int]]] = []
+    for sure, place, seen in sorted(settled, key=lambda s: s[0], reverse=True):
         # Two rough boxes may settle on one face.
-        if sure >= SURE and not any(place.near(other, distance=1.5, ratio=math.inf) for other in places):
-            places.append(place)
-    return places
+        if sure >= enough and not any(_one_face(place, other) for other, _ in places):
+            places.append((place, seen))
+    often = max((len(seen) for _, seen in places), default=0)
+    return sorted(places, key=lambda p: (2 * len(p[1]) >= often, p[0].spread), reverse=True)
+
+
+def _one_face(place: Place, other: Place) -> bool:
+    return math.hypot(place.x - other.x, place.y - other.y) < 1.5 * max(place.spread, other.spread)
 
 
 def _windows(height: int, width: int) -> list[Box]:
@@ -247,6 +268,9 @@ def _windows(height: int, width: int) -> list[Box]:
 
 
 # ----------------------------------------------------------------------------------------------------- photo and film
+
+
+NO_FACE = "no face found; --crop none takes the middle, --crop LEFT TOP SIDE a square of your choice"
 
 
 @dataclass(frozen=True)
@@ -275,24 +299,31 @@ def frame_photo(image: Float[Tensor, "3 h w"], detector: nn.Module, *, crop: Cro
     size = tuple(image.shape[-2:])
     if crop != "auto":
         return Framing(_given_box(crop, *size))
-    places = find_places(detector, [image])
-    if not places:
-        raise ValueError("no face found; --crop none takes the middle, --crop LEFT TOP SIDE a square of your choice")
-    return Framing(shift_inside(trained_box(places[0]), *size), places[0], len(places))
+    found = find_places(detector, [image])
+    if not found:
+        raise ValueError(NO_FACE)
+    face = found[0][0]
+    return Framing(shift_inside(trained_box(face), *size), face, len(found))
 
 
 def frame_film(frames: list[UInt8[Tensor, "3 h w"]], detector: nn.Module, *, crop: Crop = "auto") -> Framing:
-    """How to cut a film of which ``frames`` are some, as `look_into` gives them; options and errors are those of
-    `frame_photo`. A box that is given stays where it is, one that was found may `follow`."""
-    places = find_places(detector, frames)
+    """How to cut a film of which ``frames`` are some, in order, as `look_into` gives them; options and errors are those
+    of `frame_photo`. A box that is given stays where it is, one that was found may `follow`."""
+    found = find_places(detector, frames)
     if crop != "auto":
         # What is asked for is done, be it a drawing; a face in it is watched all the same.
         box = _given_box(crop, *frames[0].shape[-2:])
-        inside = [place for place in places if _contains(box, place)]
+        inside = [place for place, _ in found if _contains(box, place)]
         return Framing(box, inside[0] if inside else None)
-    if not places:
-        raise ValueError("no face found; --crop none takes the middle, --crop LEFT TOP SIDE a square of your choice")
-    return Framing(trained_box(places[0]), places[0], len(places), follow=True)
+    if not found:
+        raise ValueError(NO_FACE)
+    count = max(sum(index in seen for _, seen in found) for index in range(len(frames)))
+    (face, often), *others = found
+    # The film begins where the face is seen first, which may be elsewhere if it walks.
+    same = [(seen[0], place) for place, seen in others if not set(seen) & set(often) and place.alike(face, ratio=1.5)]
+    first = min([(often[0], face), *same])[1]
+    face = follow(face, first, rate=1.0)
+    return Framing(trained_box(face), face, count, follow=True)
 
 
 def _given_box(crop: Crop, height: int, width: int) -> Box:
@@ -307,7 +338,7 @@ def _given_box(crop: Crop, height: int, width: int) -> Box:
 
 
 def _contains(box: Box, place: Place) -> bool:
-    return all(corner < middle < corner + box[2] for corner, middle in zip(box, place))
+    return all(corner < middle < corner + box[2] for corner, middle in zip(box[:2], place[:2]))
 
 
 def shift_inside(box: Box, height: int, width: int, *, most: float = 0.12) -> Box:
@@ -323,97 +354,16 @@ def shift_inside(box: Box, height: int, width: int, *, most: float = 0.12) -> Bo
     return shift(left, width), shift(top, height), side
 
 
-# The free zone of the camera, in spreads of the face and as a ratio of sizes; how much of the rest a frame makes good.
-FREE, FREE_RATIO, RATE = 1.0, 1.25, 0.15
-# From one frame to the next no head goes further (in spreads), or grows more: there the film cuts to something else.
-STEP, STEP_RATIO = 1.0, 1.3
+# The free zone of the camera, in spreads of the face and as a ratio of sizes.
+FREE, FREE_RATIO = 0.8, 1.25
 
 
-class FaceTracker:
-    """Cuts the frames of a film one after the other, each looked at once, in little memory.
-
-    A frame without the face (it has left, something hides it, the film shows something else) is *held*: the last good
-    one stands in. Frames before the first good one show that. ``held`` lists their numbers, ``count`` is how many
-    frames there were, `note` says so in words.
-
-    The square rests while the face moves about in it, as in the clips of training, and goes after it smoothly once it
-    nears an edge or is no longer of its size.
-    """
-
-    def __init__(self, framing: Framing, detector: nn.Module, *, batch: int = 8):
-        self.framing, self.detector, self.batch = framing, detector, batch
-        self.camera = self.last = framing.face  # where the square has the face; where it was seen last
-        self.box = framing.box
-        self.holding = False
-        self.held: list[int] = []
-        self.count = 0
-
-    def crops(self, frames: Iterable[UInt8[Tensor, "3 h w"]], size: int) -> Iterator[Float[Tensor, "3 {size} {size}"]]:
-        """The frames as models want them, as many as there were."""
-        frames, shown, waiting = iter(frames), None, 0
-        while some := list(islice(frames, self.batch)):
-            for frame, seen in zip(some, self.look(some), strict=True):
-                if self.accept(seen):
-                    shown = crop(frame, self.box, size)
-                    for _ in range(waiting + 1):
-                        yield shown
-                    waiting = 0
-                elif shown is None:
-                    waiting += 1
-                else:
-                    yield shown
-        if shown is None:
-            raise ValueError("the face that was found when looking for it is in no frame")
-
-    @torch.inference_mode()
-    def look(self, frames: list[UInt8[Tensor, "3 h w"]]) -> list[tuple[Place, float] | None]:
-        """The face's place in each frame, and how sure the detector is of it; None where nobody is watched."""
-        if self.camera is None:
-            return [None] * len(frames)
-        box = usual_box(self.camera)
-        found, heatmaps = self.detector(torch.stack([crop(frame, box, SIZE) for frame in frames]))
-        return [(place_of(points, box), sure) for points, sure in zip(found, confidence(heatmaps, found).tolist())]
-
-    def accept(self, seen: tuple[Place, float] | None) -> bool:
-        """Whether the next frame is good; if so the square goes on to it."""
-        self.count += 1
-        if seen is None:
-            return True
-        place, sure = seen
-        good = place.near(self.last, distance=STEP, ratio=STEP_RATIO)
-        if self.holding:  # after a while it may be back elsewhere in the square
-            good |= place.near(self.camera, distance=FREE, ratio=STEP_RATIO)
-        good &= sure >= (SURE if self.holding else LOST)
-        self.holding = not good
-        if good:
-            self.last = place
-            self._follow(place)
-        else:
-            self.held.append(self.count - 1)
-        return good
-
-    def _follow(self, place: Place) -> None:
-        camera = self.camera
-        free = FREE * camera.spread
-        x, y = (c + RATE * (p - c - min(max(p - c, -free), free)) for p, c in zip(place, camera[:2]))
-        beyond = math.log(place.spread / camera.spread)
-        beyond -= min(max(beyond, -math.log(FREE_RATIO)), math.log(FREE_RATIO))
-        self.camera = Place(x, y, camera.spread * math.exp(RATE * beyond))
-        if self.framing.follow:
-            self.box = trained_box(self.camera)
-
-    def note(self) -> str | None:
-        """What a user should know of it."""
-        if not self.held:
-            return None
-        spans: list[list[int]] = []
-        for number in self.held:
-            if spans and number == spans[-1][1] + 1:
-                spans[-1][1] = number
-            else:
-                spans.append([number, number])
-        shown = [f"{a} to {b}" if b > a else str(a) for a, b in spans[:5]] + ["..."] * (len(spans) > 5)
-        return f"no face in {len(self.held)} of {self.count} frames ({', '.join(shown)}): the last one is held there"
+def follow(camera: Place, face: Place, *, rate: float) -> Place:
+    """A camera that rests while the face stays in its free zone, and else makes good ``rate`` of what is beyond."""
+    free, sizes = FREE * camera.spread, math.log(FREE_RATIO)
+    x, y = (c + rate * (p - c - min(max(p - c, -free), free)) for c, p in zip(camera[:2], face[:2]))
+    larger = math.log(max(face.spread, 1e-3) / camera.spread)
+    return Place(x, y, camera.spread * math.exp(rate * (larger - min(max(larger, -sizes), sizes))))
 
 
 @torch.inference_mode()
