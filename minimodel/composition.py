@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from minimodel.errors import MinimodelError
 from minimodel.warping import resize_flow, warp
 
 LARGEST = 1024  # side of a composed frame, in pixels
 # A sigmoid never says quite 0 or 1. Up to the first value a gate counts as shut, from the second on as open.
-SHUT, OPEN = 0.05, 0.95
+SHUT, OPEN = 0.1, 0.9
 BORDER = 0.12  # width of the soft border of a pasted square, in sides of the square
 
 
@@ -70,7 +71,7 @@ def paste(
     height, width = photo.shape[-2:]
     rows, columns = slice(max(top, 0), min(top + side, height)), slice(max(left, 0), min(left + side, width))
     if rows.start >= rows.stop or columns.start >= columns.stop:
-        raise ValueError(f"the square {left} {top} {side} shows nothing of {width} x {height} pixels")
+        raise MinimodelError(f"the square {left} {top} {side} shows nothing of {width} x {height} pixels")
     square = F.interpolate(frame[None], (side, side), mode="bilinear", antialias=True, align_corners=False)[0]
     square = square[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left].clamp(0, 1)
     down = _fade(top, side, height, border, like=photo)[rows.start - top : rows.stop - top]

@@ -102,7 +102,7 @@ def test_a_face_that_walks_is_one_face(people, detector):
     assert frame_film(frames, detector).faces == 1
 
 
-@pytest.mark.parametrize("name", ["brick", "coffee", "page", "chelsea", "rocket"])
+@pytest.mark.parametrize("name", ["brick", "coffee", "chelsea"])
 def test_pictures_without_a_face_are_named(name, detector):
     picture = torch.from_numpy(getattr(data, name)().copy())
     picture = picture.permute(2, 0, 1) if picture.dim() == 3 else picture.expand(3, -1, -1)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from minimodel.data.video import Clip
 from minimodel.errors import MinimodelError
-from minimodel.landmarks import SIZE, confidence
+from minimodel.landmarks import MIRRORED, SIZE, confidence
 
 Box = tuple[int, int, int]  # left, top and side of a square in pixels; it may reach beyond the picture
 Crop = Literal["auto", "none"] | Box
@@ -42,11 +42,10 @@ SMALLEST_FACE = 12  # the cascade's boxes go down to this part of the picture's 
 # it (root of the mean square), normalised.
 USUAL_CENTRE, USUAL_SPREAD = (0.0, 0.1), 0.34
 # The same for clips that `minimodel prepare` frames, which the weights are trained on.
-TRAINED_CENTRE, TRAINED_SPREAD = (0.0, 0.15), 0.38
+TRAINED_CENTRE, TRAINED_SPREAD = (0.0, 0.13), 0.36
 SURE = 0.4  # faces have a confidence above, everything else below
-# Among many squares of a picture without a face the detector was as sure as 0.73 of one (of scikit-image's pictures):
-# what the cascade hasn't seen takes more.
-SURE_ALONE = 0.76
+# What `trust` says of faces is above; of the best squares of scikit-image's pictures without one it is at most 0.49.
+TRUSTED = 0.52
 
 
 # ------------------------------------------------------------------------------------------------ squares of pictures
@@ -195,6 +194,13 @@ def find_face(frames: list[Tensor], cascade: Cascade) -> Box | None:
     return found[0][0] if found else None
 
 
+def settle_box(detector: nn.Module, frames: list[Tensor], boxes: list[Box]) -> tuple[Box, float]:
+    """Of rough ``boxes`` the one in which the detector is surest of the face, moved to where it has it as it learned
+    it; and how sure it is."""
+    place, sure = max((settle(detector, frames, rough) for rough in boxes), key=lambda settled: settled[1])
+    return usual_box(place), sure
+
+
 @torch.inference_mode()
 def settle(detector: nn.Module, frames: list[Tensor], rough: Box) -> tuple[Place, float]:
     """The place of the face in a ``rough`` box, as the detector has it once it sees the face as it learned to; and how
@@ -202,19 +208,11 @@ def settle(detector: nn.Module, frames: list[Tensor], rough: Box) -> tuple[Place
     box, best, surest = rough, settled_place(rough), 0.0
     for _ in range(3):
         found, heatmaps = detector(torch.stack([crop(frame, box, SIZE) for frame in frames]))
-        places = torch.tensor([place_of(points, box) for points in found])
-        place, sure = Place(*places.median(0).values.tolist()), confidence(heatmaps, found).median().item()
-        if sure > surest:
-            best, surest = place, sure
+        place, sure = middle_place([place_of(points, box) for points in found]), confidence(heatmaps, found)
+        if sure.median().item() > surest:
+            best, surest = place, sure.median().item()
         box = usual_box(place)
     return best, surest
-
-
-def settle_box(detector: nn.Module, frames: list[Tensor], boxes: list[Box]) -> tuple[Box, float]:
-    """Of rough ``boxes`` the one in which the detector is surest of the face, moved to where it has it as it learned
-    it; and how sure it is."""
-    place, sure = max((settle(detector, frames, rough) for rough in boxes), key=lambda settled: settled[1])
-    return usual_box(place), sure
 
 
 def settled_place(box: Box) -> Place:
@@ -223,29 +221,55 @@ def settled_place(box: Box) -> Place:
     return Place(x, y, USUAL_SPREAD * box[2] / 2)
 
 
+def middle_place(places: list[Place]) -> Place:
+    """The median of some places."""
+    return Place(*torch.tensor(places).median(0).values.tolist())
+
+
+@torch.inference_mode()
+def trust(detector: nn.Module, frame: Tensor, place: Place) -> float:
+    """How likely there is a face at this place, 0 to 1.
+
+    The detector's confidence doesn't tell: looking for faces everywhere one finds them in coins and cats. But landmarks
+    that aren't there are elsewhere in the mirror. So confidence counts less, the more those of the mirrored picture
+    disagree: by their mean distance in spreads, three times.
+    """
+    box = usual_box(place)
+    picture = crop(frame, box, SIZE)
+    found, heatmaps = detector(torch.stack([picture, picture.flip(-1)]))
+    mirrored = found[1, MIRRORED] * torch.tensor([-1.0, 1.0])
+    disagreement = (found[0] - mirrored).norm(dim=-1).mean().item() / (2 * place.spread / box[2])
+    return confidence(heatmaps, found)[0].item() * max(0.0, 1 - 3 * disagreement)
+
+
 @torch.inference_mode()
 def find_places(detector: nn.Module, frames: list[Tensor]) -> list[tuple[Place, list[int]]]:
     """Where there are faces, the most important one first, and in which of the frames each is seen: the largest of
     those that are seen often. One that walks about may be in several places, in different frames."""
-    settled = []  # (sure, place, in which frames)
-    for rough, seen in find_faces(frames, face_cascade()):
-        place, sure = settle(detector, [frames[index] for index in seen], rough)
-        settled.append((sure, place, seen))
-    if not any(sure >= SURE_ALONE for sure, _, _ in settled):  # the cascade knows frontal faces only
-        index = len(frames) // 2
-        squares = _windows(*frames[index].shape[-2:])
-        found, heatmaps = detector(torch.stack([crop(frames[index], box, SIZE) for box in squares]))
-        for best in confidence(heatmaps, found).topk(2).indices.tolist():
-            place, sure = settle(detector, [frames[index]], squares[best])
-            if sure >= SURE_ALONE:
-                settled.append((sure, place, [index]))
-    # Next to a face that is surely one, what is only likely doesn't count.
-    enough = SURE_ALONE if any(sure >= SURE_ALONE for sure, _, _ in settled) else SURE
-    places: list[tuple[Place, list[int]]] = []
-    for sure, place, seen in sorted(settled, key=lambda s: s[0], reverse=True):
-        # Two rough boxes may settle on one face.
-        if sure >= enough and not any(_one_face(place, other) for other, _ in places):
-            places.append((place, seen))
+
+    def trusted(rough: list[tuple[Box, int]]) -> list[tuple[float, Place, int]]:
+        places = [(settle(detector, [frames[index]], box)[0], index) for box, index in rough]
+        likely = [(trust(detector, frames[index], place), place, index) for place, index in places]
+        return sorted((one for one in likely if one[0] >= TRUSTED), key=lambda one: one[0], reverse=True)
+
+    found = trusted([(box, index) for box, seen in find_faces(frames, face_cascade()) for index in seen])
+    if not found:  # the cascade knows frontal faces only
+        rough = []
+        squares = _windows(*frames[0].shape[-2:])
+        for index, frame in enumerate(frames):
+            points, heatmaps = detector(torch.stack([crop(frame, box, SIZE) for box in squares]))
+            best = confidence(heatmaps, points).topk(2).indices.tolist()
+            rough += [(squares[number], index) for number in best]
+        found = trusted(rough)
+    faces: list[list[tuple[Place, int]]] = []
+    for _, place, index in found:  # several rough boxes may have settled on one face
+        for face in faces:
+            if _one_face(place, face[0][0]):
+                face.append((place, index))
+                break
+        else:
+            faces.append([(place, index)])
+    places = [(middle_place([p for p, _ in face]), sorted({index for _, index in face})) for face in faces]
     often = max((len(seen) for _, seen in places), default=0)
     return sorted(places, key=lambda p: (2 * len(p[1]) >= often, p[0].spread), reverse=True)
 
@@ -294,14 +318,14 @@ def frame_photo(image: Float[Tensor, "3 h w"], detector: nn.Module, *, crop: Cro
     """How to cut a photo. ``crop`` "auto" finds the largest face, "none" takes the middle, a box is taken as it is.
 
     Raises:
-        ValueError: there is no face, or the box lies outside the picture.
+        MinimodelError: there is no face, or the box lies outside the picture.
     """
     size = tuple(image.shape[-2:])
     if crop != "auto":
         return Framing(_given_box(crop, *size))
     found = find_places(detector, [image])
     if not found:
-        raise ValueError(NO_FACE)
+        raise MinimodelError(NO_FACE)
     face = found[0][0]
     return Framing(shift_inside(trained_box(face), *size), face, len(found))
 
@@ -316,7 +340,7 @@ def frame_film(frames: list[UInt8[Tensor, "3 h w"]], detector: nn.Module, *, cro
         inside = [place for place, _ in found if _contains(box, place)]
         return Framing(box, inside[0] if inside else None)
     if not found:
-        raise ValueError(NO_FACE)
+        raise MinimodelError(NO_FACE)
     count = max(sum(index in seen for _, seen in found) for index in range(len(frames)))
     (face, often), *others = found
     # The film begins where the face is seen first, which may be elsewhere if it walks.
@@ -331,7 +355,7 @@ def _given_box(crop: Crop, height: int, width: int) -> Box:
         return middle_square(height, width)
     left, top, side = crop
     if side < 1 or left >= width or top >= height or left + side <= 0 or top + side <= 0:
-        raise ValueError(
+        raise MinimodelError(
             f"the square {left} {top} {side} shows nothing of {width} x {height} pixels: expected left, top and a side"
         )
     return crop

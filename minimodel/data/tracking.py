@@ -8,6 +8,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from minimodel.data.framing import SURE, Framing, Place, crop, follow, place_of, trained_box, usual_box
+from minimodel.errors import MinimodelError
 from minimodel.landmarks import SIZE, confidence
 
 LOST = 0.3  # a face that was there is still there above: profiles and hands in front of it make the detector doubt
@@ -51,7 +52,7 @@ class FaceTracker:
                 else:
                     yield shown
         if shown is None:
-            raise ValueError("the face that was found when looking for it is in no frame")
+            raise MinimodelError("the face that was found when looking for it is in no frame")
 
     @torch.inference_mode()
     def look(self, frames: list[UInt8[Tensor, "3 h w"]]) -> list[tuple[Place, float] | None]:
