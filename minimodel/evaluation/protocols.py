@@ -250,7 +250,7 @@ def evaluate_transfer(
 
 def render_transfers(
     model: AnimationModel, photo: Tensor, driving: Tensor, truth: Tensor, network: transfer.AvdNetwork | None
-) -> dict[str, Output]:
+) -> dict[str, Any]:
     """The ``photo`` (1, 3, h, w) in the motion of the ``driving`` frames but the first, by each way of transfer, and in
     that of the true answers."""
     source, film = model.encode_source(photo), model.encode_driving(driving)

@@ -36,8 +36,8 @@ class PublishedModel(AnimationModel):
             self.step = math.lcm(self.step, self.structure.step)
 
     def move(self, source: SourceState, motion: Motion, *, part_scales: Tensor | None = None) -> Stages:
-        """`AnimationModel.move` as published code does it: see `networks.Handling`. ``part_scales`` have no effect: they
-        are for training."""
+        """`AnimationModel.move` as published code does it: see `networks.Handling`. ``part_scales`` have no effect:
+        they are for training."""
         source = source.expand(len(motion))
         coarse = self.prior(source.image, source.motion, motion, None)
         if self.refiner is None:
