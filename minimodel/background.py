@@ -9,9 +9,9 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from minimodel.blocks import Hourglass
+from minimodel.blocks import Hourglass, zero_convolution
 from minimodel.tps import background_flow
-from minimodel.warping import full_precision, identity_grid, resize_flow, warp
+from minimodel.warping import full_precision, identity_grid, resize_flow, size_of, warp
 
 SIDE = 64  # pixels of the longer side at which frames are compared; larger ones are averaged
 REACH = 0.4  # the furthest shift that is looked for, normalised: a fifth of the picture
@@ -35,8 +35,7 @@ class BackgroundPredictor(nn.Module):
         self.step = 2 ** (levels + 1)
         self.hourglass = Hourglass(3, base=base, levels=levels, maximum=maximum, norm=norm)
         self.head = nn.Conv2d(self.hourglass.channels, 1, 3, padding=1)
-        nn.init.zeros_(self.head.weight)  # at first every pixel counts as much as any other
-        nn.init.zeros_(self.head.bias)
+        zero_convolution(self.head)  # at first every pixel counts as much as any other
 
     @torch.no_grad()
     def forward(self, source: Float[Tensor, "b 3 h w"], driving: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2 3"]:
@@ -52,12 +51,13 @@ class BackgroundPredictor(nn.Module):
     def resized(self, frames: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b 3 h w"]:
         """As frames are compared."""
         shrink = min(1.0, SIDE / max(frames.shape[-2:]))
-        return resize_flow(frames, tuple(max(1, round(n * shrink / self.step)) * self.step for n in frames.shape[-2:]))
+        height, width = (max(1, round(n * shrink / self.step)) * self.step for n in frames.shape[-2:])
+        return resize_flow(frames, (height, width))
 
     def logits(self, frames: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
         """How surely each pixel of resized frames is background. Seen at half the resolution, which is enough here."""
         logits = self.head(self.hourglass(F.avg_pool2d(frames, 2))).float()
-        return resize_flow(logits, tuple(frames.shape[-2:]))
+        return resize_flow(logits, size_of(frames))
 
 
 @full_precision

@@ -20,6 +20,13 @@ def normalisation(kind: str, channels: int) -> nn.Module:
     raise MinimodelError(f"unknown normalisation {kind!r}: expected 'batch' or 'group'")
 
 
+def zero_convolution(layer: nn.Conv2d) -> None:
+    """Let a convolution begin as one that gives 0 everywhere."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
 class ConvBlock(nn.Sequential):
     """Convolution, normalisation, ReLU at constant resolution."""
 
@@ -110,7 +117,7 @@ class StridedBlock(nn.Module):
             nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
             normalisation(norm, outputs),
         )
-        self.around = nn.Identity()
+        self.around: nn.Module = nn.Identity()
         if stride > 1 or inputs != outputs:
             self.around = nn.Sequential(
                 nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), normalisation(norm, outputs)

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minimodel.errors import MinimodelError
-from minimodel.warping import resize_flow, warp
+from minimodel.warping import resize_flow, size_of, warp
 
 LARGEST = 1024  # side of a composed frame, in pixels
 # A sigmoid never says quite 0 or 1. Up to the first value a gate counts as shut, from the second on as open.
@@ -44,7 +44,7 @@ def compose(
     >>> output = model.render(source, motion)
     >>> frames = compose(photo, output.flows[-1], output.occlusions[-1], output.painted)
     """
-    size = tuple(photo.shape[-2:])
+    size = size_of(photo)
     moved = warp(photo.expand(len(flow), -1, -1, -1), resize_flow(flow, size))  # (b, 3, height, width)
     return torch.lerp(resize_flow(painted, size), moved, resize_flow(gates(occlusion), size))
 

@@ -156,7 +156,7 @@ class ModelConfig:
         for name, default in vars(cls()).items():
             if isinstance(default, HourglassSizes | ResNetSizes | TokenSizes) and name in values:
                 values[name] = type(default)(**values[name])
-        widths = {name: tuple(w) if isinstance(w, list) else w for name, w in values["updater"].items()}
+        widths: dict[str, Any] = {name: tuple(w) if isinstance(w, list) else w for name, w in values["updater"].items()}
         return cls(**values | {"updater": UpdaterWidths(**widths)})
 
     @property

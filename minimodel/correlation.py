@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from minimodel.blocks import Hourglass
 from minimodel.keypoints import gaussian_heatmaps
-from minimodel.warping import full_precision, identity_grid, resize_flow, to_pixels
+from minimodel.warping import full_precision, identity_grid, resize_flow, size_of, to_pixels
 
 
 @full_precision
@@ -38,10 +38,10 @@ def _lookup_pyramid(
     Offsets are pixels of the level, values are bilinear and zero outside; dy is the outer and dx the inner index.
     """
     batch, height, width = pyramid[0].shape[:3]
-    positions = _flow_positions(flow, tuple(pyramid[0].shape[-2:]))
+    positions = _flow_positions(flow, size_of(pyramid[0]))
     values = []
     for level, volume in enumerate(pyramid):
-        index, inside, fraction = _patch(positions, level, radius, tuple(volume.shape[-2:]))
+        index, inside, fraction = _patch(positions, level, radius, size_of(volume))
         patch = volume.reshape(batch, height * width, -1).gather(2, index) * inside
         values.append(_interpolate(patch, fraction, radius))
     return rearrange(torch.cat(values, dim=-1), "b (h w) k -> b k h w", h=height)
@@ -55,7 +55,7 @@ def lookup_volume(
     Level l averages the source positions 2^l x 2^l. For a flow coarser than the volume's driving side, that side is
     averaged down to it; a finer flow is brought down, and the values found are upsampled.
     """
-    size = tuple(flow.shape[-2:])
+    size = size_of(flow)
     shared = _shared_size(flow, volume[..., 0, 0])
     height = volume.shape[3]
     # The driving side is averaged like any other map, with the source positions in the place of channels.
@@ -80,16 +80,16 @@ def lookup(
     Works on ``chunk`` driving pixels at a time, so that what it holds is (2r + 2)^2 x C x ``chunk`` numbers (of all of
     them while gradients are recorded).
     """
-    size = tuple(flow.shape[-2:])
+    size = size_of(flow)
     shared = _shared_size(flow, driving_features[:, 0])
     driving = rearrange(resize_flow(driving_features, shared), "b c h w -> b (h w) c")
     driving = driving / driving_features.shape[1] ** 0.5
-    positions = _flow_positions(resize_flow(flow, shared), tuple(source_features.shape[-2:]))
+    positions = _flow_positions(resize_flow(flow, shared), size_of(source_features))
     values = []
     for level in range(levels):
         pooled = F.avg_pool2d(source_features, 2**level)
         source = rearrange(pooled, "b c i j -> b (i j) c").contiguous()
-        index, inside, fraction = _patch(positions, level, radius, tuple(pooled.shape[-2:]))
+        index, inside, fraction = _patch(positions, level, radius, size_of(pooled))
         patches = torch.empty(index.shape, device=flow.device, dtype=flow.dtype)
         for b in range(len(source)):
             for start in range(0, driving.shape[1], chunk):
@@ -133,7 +133,7 @@ class Correlation:
         self.pyramids: dict[tuple[int, int], list[Tensor]] = {}
 
     def volume(self) -> Float[Tensor, "b h w height width"]:
-        return self._pyramid(tuple(self.driving_features.shape[-2:]))[0]
+        return self._pyramid(size_of(self.driving_features))[0]
 
     def __call__(self, flow: Float[Tensor, "b 2 hi wi"]) -> Float[Tensor, "b features h w"]:
         shared = _shared_size(flow, self.driving_features[:, 0])
@@ -259,7 +259,7 @@ class StructureCorrelation(nn.Module):
         """The source's structure features; they don't depend on the driving frame."""
         small = F.avg_pool2d(image, self.scale)
         shown = small if self.source_encoder.sees_image else None
-        return self.source_encoder(points, tuple(small.shape[-2:]), shown)
+        return self.source_encoder(points, size_of(small), shown)
 
     def forward(
         self, source_structure: Float[Tensor, "b c h w"], driving_points: Float[Tensor, "b k 2"]

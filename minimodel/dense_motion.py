@@ -13,7 +13,7 @@ from minimodel.blocks import Hourglass, UpBlock
 from minimodel.errors import MinimodelError
 from minimodel.keypoints import gaussian_heatmaps
 from minimodel.motion import CoarseMotion
-from minimodel.warping import warp
+from minimodel.warping import size_of, warp
 
 
 def contribution_masks(
@@ -92,7 +92,7 @@ class DenseMotion(nn.Module):
     ) -> CoarseMotion:
         """The first flow is the background's, which has no points; all points of the first part come first.
         ``part_scales`` are for dropout."""
-        size = source.shape[-2:]
+        size = size_of(source)
         moved_to = gaussian_heatmaps(driving_points, size, self.variance)
         left_from = gaussian_heatmaps(source_points, size, self.variance)
         difference = rearrange(moved_to - left_from, "b (k n) h w -> b k n h w", n=self.points_per_part)

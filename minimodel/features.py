@@ -7,6 +7,7 @@ Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from minimodel.keypoints import soft_argmax
 from minimodel.saving import WEIGHTS
 from minimodel.warping import resize_flow
 
+Network = TypeVar("Network", bound=nn.Module)
 VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
 
 
@@ -30,6 +32,9 @@ class _VGG(nn.Module):
 
     depths: tuple[int, ...]  # convolutions in each block
     read: int  # which ReLU of each block is returned
+    source: str  # what was really loaded, for tables; set by `load_features`
+    mean: Tensor
+    std: Tensor
 
     def __init__(self):
         super().__init__()
@@ -71,6 +76,8 @@ class FaceFeatures(nn.Module):
     all of them count about alike in a loss.
     """
 
+    source: str  # what was really loaded, for tables; set by `load_features`
+    scale: Tensor
     widths = (24, 48, 96, 128)
     picture = 10.0
 
@@ -112,7 +119,8 @@ class FaceTasks(nn.Module):
         """-> parsing logits and normalised landmarks."""
         half = image.shape[-2] // 2, image.shape[-1] // 2
         blocks = zip(self.laterals, self.features(image)[1:], strict=True)
-        x = F.relu(sum(resize_flow(lateral(features), half) for lateral, features in blocks))
+        resized = (resize_flow(lateral(features), half) for lateral, features in blocks)
+        x = F.relu(sum(resized, start=image.new_zeros(())))
         return self.parsing(x), soft_argmax(self.heatmaps(x))[0]
 
 
@@ -129,15 +137,15 @@ def _read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class _Published:
+class _Published(Generic[Network]):
     """A network whose weights somebody else trained."""
 
-    network: type[nn.Module]
+    network: type[Network]
     whose: str
     url: str
 
 
-def _load(choices: dict[str, _Published], weights: str) -> tuple[str, nn.Module]:
+def _load(choices: dict[str, _Published[Network]], weights: str) -> tuple[str, Network]:
     """Name and network, frozen, of the choice that ``weights`` names, with what is published, or that the file
     ``weights`` is of. A file of none is a MinimodelError; published weights that can't be had are an OSError."""
     failed: Exception | None = None
@@ -158,7 +166,7 @@ def _whose(choices: dict[str, _Published]) -> str:
     return " or ".join(choice.whose for choice in choices.values())
 
 
-def _needed(choices: dict[str, _Published], weights: str, *, measure: str) -> tuple[str, nn.Module]:
+def _needed(choices: dict[str, _Published[Network]], weights: str, *, measure: str) -> tuple[str, Network]:
     """`_load` for a ``measure`` that no other network can stand in for: whatever is missing is a MinimodelError in one
     line."""
     if weights not in choices and not Path(weights).is_file():
@@ -173,12 +181,13 @@ def _needed(choices: dict[str, _Published], weights: str, *, measure: str) -> tu
         ) from error
 
 
-def load_features(name: str = "faces") -> nn.Module:
+def load_features(name: str = "faces") -> FaceFeatures | VGG19:
     """Frozen features by name, with the name of what was really loaded in ``.source``.
 
     "faces" are the shipped ones. "vgg19" downloads torchvision's weights once (checksummed) and falls back to "faces",
     with a warning, where they can't be had. Anything else is the path of a file with torchvision's VGG-19 weights.
     """
+    network: FaceFeatures | VGG19
     if name == "faces":
         network = FaceFeatures()
         network.load_state_dict(load_file(WEIGHTS / "features.safetensors"))

@@ -52,6 +52,7 @@ class KeypointDetector(nn.Module):
     the five points of a spline say nothing about bending while all lie in the middle of the picture.
     """
 
+    places: Tensor | None
     spread_variance = 0.09  # of the Gaussian around that place, in normalised units
 
     def __init__(
@@ -84,7 +85,7 @@ class KeypointDetector(nn.Module):
             self.affine_head = nn.Conv2d(self.hourglass.channels, 4 * points, head_kernel, padding=head_kernel // 2)
             # Every matrix starts as the identity: the prior begins as plain translations of parts.
             nn.init.zeros_(self.affine_head.weight)
-            self.affine_head.bias.data = torch.eye(2).flatten().repeat(points)
+            self.affine_head.bias = nn.Parameter(torch.eye(2).flatten().repeat(points))
 
     def forward(
         self, image: Float[Tensor, "b 3 height width"]

@@ -7,6 +7,7 @@ Notebook: ``notebooks/05_landmark_motion.ipynb``.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from minimodel.affine import combine
+from minimodel.blocks import zero_convolution
 from minimodel.landmarks import LANDMARKS
 from minimodel.motion import CoarseMotion
-from minimodel.warping import full_precision, identity_grid, resize_flow, sample
+from minimodel.warping import full_precision, identity_grid, resize_flow, sample, size_of
 
 # What each local branch is told: an eye with its brow, pupil and lid middles, or the lips. Right is the subject's.
 REGIONS = {
@@ -76,7 +78,7 @@ class AddMotion(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"], difference: Float[Tensor, "b n"]) -> Float[Tensor, "b c h w"]:
         added = rearrange(self.layer(self.gain * difference), "b (c i j) -> b c i j", i=self.side, j=self.side)
-        return x + resize_flow(added, tuple(x.shape[-2:]))
+        return x + resize_flow(added, size_of(x))
 
 
 class _AdaptiveBlock(nn.Module):
@@ -124,8 +126,7 @@ class MotionBranch(nn.Module):
         moving = [widths[-1], *ups] if add_motion else []
         self.add_motion = nn.ModuleList(AddMotion(channels, vector, side) for channels in moving)
         self.flow_head = nn.Conv2d(ups[-1] + 3, 2, 3, padding=1)
-        nn.init.zeros_(self.flow_head.weight)  # training begins with a face that stands still
-        nn.init.zeros_(self.flow_head.bias)
+        zero_convolution(self.flow_head)  # training begins with a face that stands still
         self.logit_head = nn.Conv2d(ups[-1] + 3, 1, 3, padding=1) if with_logit else None
 
     def forward(
@@ -219,8 +220,8 @@ class LandmarkMotion(nn.Module):
     def __init__(
         self,
         *,
-        whole: dict[str, int],
-        local: dict[str, int],
+        whole: dict[str, Any],
+        local: dict[str, Any],
         size: int,
         scale: int = 1,
         with_occlusion: bool = True,
@@ -229,15 +230,16 @@ class LandmarkMotion(nn.Module):
         local_motion: bool = True,
     ):
         super().__init__()
-        switches = dict(adain=adain, add_motion=add_motion)
+        switches: dict[str, Any] = dict(adain=adain, add_motion=add_motion)
         side = size // scale // 2 ** whole["levels"]
         self.scale = scale
-        self.whole = MotionBranch(LANDMARKS, **whole, side=side, with_logit=with_occlusion, **switches)
+        self.whole = MotionBranch(LANDMARKS, side=side, with_logit=with_occlusion, **whole, **switches)
         side = round(BOX * size) // 2 ** local["levels"]
-        self.local = nn.ModuleList(
-            MotionBranch(len(region), **local, side=side, **switches) for region in REGIONS.values() if local_motion
-        )
-        boxes = [round(1 / BOX) * branch.step for branch in self.local]
+        branches = [
+            MotionBranch(len(region), side=side, **local, **switches) for region in REGIONS.values() if local_motion
+        ]
+        self.local = nn.ModuleList(branches)
+        boxes = [round(1 / BOX) * branch.step for branch in branches]
         self.step = math.lcm(scale * self.whole.step, *boxes)
 
     def forward(
@@ -246,7 +248,7 @@ class LandmarkMotion(nn.Module):
         source_landmarks: Float[Tensor, "b 74 2"],
         driving_landmarks: Float[Tensor, "b 74 2"],
     ) -> CoarseMotion:
-        size = tuple(source.shape[-2:])
+        size = size_of(source)
         small = F.avg_pool2d(source, self.scale)
         flow, occlusion = self.whole(small, source_landmarks, driving_landmarks)
         flow = resize_flow(flow, size)
@@ -261,5 +263,6 @@ class LandmarkMotion(nn.Module):
             local_flow, logit = branch(crop(source, start), *points)
             flows.append(local_flow)
             masks.append(torch.sigmoid(logit[:, 0]))
-        flow, flows, masks = combine_local_flows(flow, torch.stack(flows, 1), torch.stack(masks, 1), *boxes)
-        return CoarseMotion(flow, occlusion, masks, flows)
+        combined = combine_local_flows(flow, torch.stack(flows, 1), torch.stack(masks, 1), *boxes)
+        flow, part_flows, part_masks = combined
+        return CoarseMotion(flow, occlusion, part_masks, part_flows)

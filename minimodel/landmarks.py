@@ -13,6 +13,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from minimodel.blocks import ConvBlock, Hourglass
 from minimodel.errors import MinimodelError
 from minimodel.keypoints import gaussian_heatmaps, soft_argmax
 from minimodel.saving import find_weights, load_weights_into, make_metadata, read_config, write_weights
-from minimodel.warping import full_precision, identity_grid, resize_flow, sample
+from minimodel.warping import full_precision, identity_grid, resize_flow, sample, size_of
 
 LANDMARKS = 74  # the 68 iBUG points, two pupils, four middles of eyelids
 SIZE = 128  # side of the pictures that the detector is trained on
@@ -74,7 +75,7 @@ def heatmap_loss(
     take the cross entropy instead of its Jensen-Shannon divergence because its gradient doesn't vanish where a heatmap
     is all wrong.
     """
-    size = tuple(logits.shape[-2:])
+    size = size_of(logits)
     target = gaussian_heatmaps(points, size, (2 * sigma / size[0]) ** 2).flatten(2)
     target = target / target.sum(-1, keepdim=True).clamp_min(1e-6)
     entropy = -(target * torch.log_softmax(logits.flatten(2), dim=-1)).sum(-1)
@@ -126,9 +127,10 @@ class HeatmapNetwork(nn.Module):
     def __init__(self, c: DetectorConfig):
         super().__init__()
         self.stem = nn.Sequential(nn.PixelUnshuffle(c.scale), ConvBlock(3 * c.scale**2, c.width, norm=c.norm))
-        sizes = dict(base=c.base, levels=c.levels, maximum=c.maximum, norm=c.norm)
-        self.hourglasses = nn.ModuleList(Hourglass(c.width, **sizes) for _ in range(c.stacks))
-        channels = self.hourglasses[0].channels
+        sizes: dict[str, Any] = dict(base=c.base, levels=c.levels, maximum=c.maximum, norm=c.norm)
+        hourglasses = [Hourglass(c.width, **sizes) for _ in range(c.stacks)]
+        self.hourglasses = nn.ModuleList(hourglasses)
+        channels = hourglasses[0].channels
         self.heads = nn.ModuleList(nn.Conv2d(channels, c.points, 1) for _ in range(c.stacks))
         self.merges = nn.ModuleList(nn.Conv2d(channels + c.points, c.width, 1) for _ in range(c.stacks - 1))
 

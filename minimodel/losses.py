@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from minimodel.tps import Spline
-from minimodel.warping import flow_to_pixels, full_precision, resize_flow, warp
+from minimodel.warping import flow_to_pixels, full_precision, resize_flow, size_of, warp
 
 
 def perceptual_loss(
@@ -68,7 +68,7 @@ def equivariance_affine(
 
 def transformed_frame(frame: Float[Tensor, "b 3 h w"], transform: Spline) -> Float[Tensor, "b 3 h w"]:
     """The frame as T shows it: at z stands what the frame has at T(z)."""
-    return warp(frame, rearrange(transform.flow(tuple(frame.shape[-2:])), "b 1 c h w -> b c h w"))
+    return warp(frame, rearrange(transform.flow(size_of(frame)), "b 1 c h w -> b c h w"))
 
 
 @full_precision
@@ -93,7 +93,7 @@ def background_mask_loss(
     have learnt it from reconstruction alone. While parts are dropped (`dropout_scales`) what they covered counts as
     background; that ends at a third of the run.
     """
-    own = resize_flow(masks[:, :1].detach().float(), tuple(logits.shape[-2:]))
+    own = resize_flow(masks[:, :1].detach().float(), size_of(logits))
     return F.binary_cross_entropy_with_logits(logits, own)
 
 
@@ -105,7 +105,8 @@ def warp_loss(
     Only the flows are asked to change: features could please it by vanishing.
     """
     layers = zip(source_features, driving_features, flows, strict=True)
-    return sum(F.l1_loss(warp(source.detach(), flow), driving.detach()) for source, driving, flow in layers)
+    terms = (F.l1_loss(warp(source.detach(), flow), driving.detach()) for source, driving, flow in layers)
+    return sum(terms, start=flows[0].new_zeros(()))
 
 
 def smoothness(flow: Float[Tensor, "b 2 h w"]) -> Float[Tensor, ""]:

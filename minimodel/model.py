@@ -25,7 +25,7 @@ from minimodel.priors import Prior, build_prior
 from minimodel.refinement import MotionRefiner
 from minimodel.runtime import Device, pick_device, ready_to_render
 from minimodel.saving import find_weights, holds_kind, load_weights_into, make_metadata, read_config, write_weights
-from minimodel.warping import resize_flow, warp
+from minimodel.warping import resize_flow, size_of, warp
 
 
 class AnimationModel(nn.Module):
@@ -61,11 +61,10 @@ class AnimationModel(nn.Module):
     def from_config(cls, config: ModelConfig) -> "AnimationModel":
         """The parts that a configuration names, with fresh weights."""
         prior, generator = build_prior(config), build_generator(config)  # in this order: both draw random weights
-        structure = refiner = None
+        parts: dict[str, Any] = {}
         if config.refine:
-            structure, refiner = build_structure(config), build_refiner(config, generator)
-        parts = dict(prior=prior, generator=generator, structure=structure, refiner=refiner)
-        return cls(**parts, image_size=config.image_size, config=config)
+            parts = dict(structure=build_structure(config), refiner=build_refiner(config, generator))
+        return cls(prior=prior, generator=generator, **parts, image_size=config.image_size, config=config)
 
     @classmethod
     def from_preset(cls, preset: str, *, system: str = "mrfa", **changes: Any) -> "AnimationModel":
@@ -132,7 +131,7 @@ class AnimationModel(nn.Module):
         sizes = [(height >> level, width >> level) for level in reversed(range(self.generator.scales))]
         if self.refiner is None:
             flows = [resize_flow(coarse.flow, size) for size in sizes]
-            own = {tuple(occlusion.shape[-2:]): occlusion for occlusion in coarse.occlusions}
+            own = {size_of(occlusion): occlusion for occlusion in coarse.occlusions}
             occlusions = [own[size] if size in own else resize_flow(coarse.occlusion, size) for size in sizes]
         else:
             flows, occlusions = self.refiner(coarse, correlation, source.context, sizes)
@@ -300,8 +299,8 @@ def build_generator(config: ModelConfig) -> Generator:
     """The generator that ``config.generator`` names, with fresh weights."""
     shared: dict[str, Any] = dict(outer_kernel=config.head_kernel, norm=config.norm)
     if config.generator == "residual":
-        sizes = dict(blocks=config.residual_blocks, scales=config.unet.levels + 1)
-        return ResidualGenerator(**dataclasses.asdict(config.residual), **sizes, **shared)
+        shared |= dict(blocks=config.residual_blocks, scales=config.unet.levels + 1)
+        return ResidualGenerator(**dataclasses.asdict(config.residual), **shared)
     network = InpaintingNetwork if config.generator == "inpainting" else GatedUNet
     return network(**dataclasses.asdict(config.scale_sizes), blend=config.blend, **shared)
 

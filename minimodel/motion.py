@@ -1,6 +1,6 @@
 """What travels between the networks: motion of a frame, motion between two frames, and rendered frames."""
 
-import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -36,9 +36,10 @@ class Motion:
         """A motion of one frame as one of ``batch`` equal frames, without copying."""
         return self._map(lambda value: value.expand(batch, *value.shape[1:]))
 
-    def _map(self, function) -> "Motion":
-        parts = ((part.name, getattr(self, part.name)) for part in dataclasses.fields(self))
-        return Motion(**{name: None if value is None else function(value) for name, value in parts})
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Motion":
+        affine = None if self.affine is None else function(self.affine)
+        image = None if self.image is None else function(self.image)
+        return Motion(function(self.points), affine, image)
 
 
 def join(motions: list[Motion]) -> Motion:

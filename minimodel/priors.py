@@ -26,6 +26,7 @@ from minimodel.landmark_motion import LandmarkMotion
 from minimodel.landmarks import LandmarkDetector
 from minimodel.motion import CoarseMotion, Motion, StructureLookup, TrainingPair
 from minimodel.tokens import TokenDetector
+from minimodel.warping import size_of
 
 # What a batch of training pairs holds beside pictures for a prior that moves by landmarks.
 LANDMARK_LABELS = ("source_landmarks", "driving_landmarks", "source_parts", "driving_parts")
@@ -118,8 +119,9 @@ class AffinePrior(nn.Module, Prior):
         *,
         part_scales: Float[Tensor, "b k"] | None = None,
     ) -> CoarseMotion:
+        assert start.affine is not None and end.affine is not None, "this prior's detector finds matrices"
         small = F.avg_pool2d(source, self.scale)
-        flows = affine.part_flows(start.points, end.points, start.affine, end.affine, tuple(small.shape[-2:]))
+        flows = affine.part_flows(start.points, end.points, start.affine, end.affine, size_of(small))
         return self.dense_motion(small, start.points, end.points, affine.with_background(flows), part_scales)
 
     def timed_modules(self) -> dict[str, list[nn.Module]]:
@@ -171,24 +173,31 @@ class SplinePrior(nn.Module, Prior):
     ) -> CoarseMotion:
         """The background moves if ``end`` has its picture."""
         small = F.avg_pool2d(source, self.scale)
-        size = tuple(small.shape[-2:])
-        points = [rearrange(m.points, "b (k n) c -> b k n c", n=self.points) for m in (start, end)]
+        size = size_of(small)
+        source_points, driving_points = (
+            rearrange(m.points, "b (k n) c -> b k n c", n=self.points) for m in (start, end)
+        )
         matrix = background = None
         if end.image is not None:
             matrix = self.background(source, end.image)
             background = tps.background_flow(matrix, size)
-        flows = affine.with_background(tps.part_flows(*points, size, regularisation=self.regularisation), background)
+        flows = tps.part_flows(source_points, driving_points, size, regularisation=self.regularisation)
+        flows = affine.with_background(flows, background)
         coarse = self.dense_motion(small, start.points, end.points, flows, part_scales)
         return dataclasses.replace(coarse, background=matrix)
 
     def loss_terms(self, pair: TrainingPair) -> dict[str, Tensor]:
         """ "background": what the predictor takes for background should be what the masks leave to it."""
+        assert pair.stages.coarse.masks is not None, "splines come with masks"
         logits = self.background.logits(self.background.resized(pair.batch["driving"]))
         return {"background": losses.background_mask_loss(logits, pair.stages.coarse.masks)}
 
     def timed_modules(self) -> dict[str, list[nn.Module]]:
-        stages = {"keypoints": [self.detector], "coarse flow": [self.dense_motion]}
-        return stages | {"background": [self.background]}
+        return {
+            "keypoints": [self.detector],
+            "coarse flow": [self.dense_motion],
+            "background": [self.background],
+        }
 
 
 class LandmarkPrior(nn.Module, Prior):
@@ -220,6 +229,7 @@ class LandmarkPrior(nn.Module, Prior):
     def detect(self, image: Float[Tensor, "b 3 h w"]) -> Motion:
         if self.detector is None:
             self.use_detector(LandmarkDetector.load().to(image.device))
+        assert self.detector is not None
         return Motion(self.detector.find(image))
 
     def forward(

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from minimodel.blocks import zero_convolution
 from minimodel.correlation import Correlation
 from minimodel.errors import MinimodelError
 from minimodel.motion import CoarseMotion
-from minimodel.warping import flow_from_pixels, flow_to_pixels, resize_flow, warp
+from minimodel.warping import flow_from_pixels, flow_to_pixels, resize_flow, size_of, warp
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,17 @@ class FlowUpdater(nn.Module):
         correlation: Float[Tensor, "b features hc wc"],
         warped_context: Float[Tensor, "b c h w"] | None,
     ) -> tuple[Float[Tensor, "b 2 h w"], Float[Tensor, "b 1 h w"]]:
-        size = tuple(flow.shape[-2:])
+        size = size_of(flow)
         pixels = _channels_last(flow_to_pixels(flow))
         # A 1x1 convolution and upsampling can change places; in this order the convolution sees fewer pixels.
         correlation = F.relu(resize_flow(self.correlation_in(_channels_last(correlation)), size), inplace=True)
         correlation = F.relu(self.correlation(correlation), inplace=True)
         motion = F.relu(self.motion(torch.cat([correlation, self.flow(pixels)], dim=1)), inplace=True)
-        inputs = [motion, pixels]
+        parts = [motion, pixels]
         if self.context is not None:
-            inputs.append(F.relu(self.context(F.relu(_channels_last(warped_context))), inplace=True))
-        inputs = torch.cat(inputs, dim=1)
+            assert warped_context is not None, "an updater with warped_source reads the warped source's features"
+            parts.append(F.relu(self.context(F.relu(_channels_last(warped_context))), inplace=True))
+        inputs = torch.cat(parts, dim=1)
         return flow_from_pixels(self.flow_head(inputs).float()), self.occlusion_head(inputs).float()
 
 
@@ -79,8 +81,7 @@ def _channels_last(x: Tensor) -> Tensor:
 def _head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     last = nn.Conv2d(hidden, outputs, 3, padding=1)
     # Refinement begins as no refinement: the first steps of training see exactly the coarse flow.
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+    zero_convolution(last)
     return nn.Sequential(nn.Conv2d(inputs, hidden, 3, padding=1), nn.ReLU(inplace=True), last)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from minimodel.blocks import DownBlock, ResidualBlock
 from minimodel.errors import MinimodelError
 from minimodel.keypoints import gaussian_heatmaps, soft_argmax
-from minimodel.warping import identity_grid, resize_flow
+from minimodel.warping import identity_grid, resize_flow, size_of
 
 TRUNK_SCALE = 4  # patches are cut from features at H/4
 
@@ -102,17 +102,17 @@ class TokenDetector(nn.Module):
             raise MinimodelError(f"image of {height} x {width} pixels: both sides must be multiples of {self.step}")
         features = self.trunk(image)
         patches = self.embed(features)
-        size = tuple(patches.shape[-2:])
+        size = size_of(patches)
         positions = sine_positions(size, patches.shape[1], device=image.device)
         point_tokens, affine_tokens, patches = self.attend(rearrange(patches, "b c h w -> b (h w) c"), positions)
         # A place is known by what is there, and by what its patch has learnt about the rest of the image.
         coarse = rearrange(self.coarse_key(patches), "b (h w) c -> b c h w", h=size[0])
-        keys = self.fine_key(features) + resize_flow(coarse, tuple(features.shape[-2:]))
+        keys = self.fine_key(features) + resize_flow(coarse, size_of(features))
         # Positions in bfloat16 would snap to a coarse grid, so the heads' outputs leave any autocast here.
         with torch.autocast(image.device.type, enabled=False):
             queries = self.query(point_tokens.float()) / keys.shape[1] ** 0.5
             logits = einsum(queries, keys.float(), "b k c, b c h w -> b k h w")
-            near = gaussian_heatmaps(self.start[None], tuple(logits.shape[-2:]), self.variance).log()
+            near = gaussian_heatmaps(self.start[None], size_of(logits), self.variance).log()
             points, _ = soft_argmax(logits / self.temperature + near)
             identity = torch.eye(2, device=image.device)
             return points, identity + self.affine_head(affine_tokens.float()).unflatten(-1, (2, 2))

@@ -74,7 +74,7 @@ def relative(
     factor = movement_scale(source_motion, start_motion)[:, None, None] if scale is None else scale
     points = source_motion.points + factor * (driving_motion.points - start_motion.points)
     affine = None
-    if driving_motion.affine is not None:
+    if source_motion.affine is not None and driving_motion.affine is not None and start_motion.affine is not None:
         affine = _move_affine(driving_motion.affine, start_motion.affine, source_motion.affine)
     return Motion(points, affine)
 
@@ -185,6 +185,9 @@ class AvdNetwork(nn.Module):
     Two encoders and a decoder of fully connected layers (TPSM section 3.4), on the rows of `flatten`.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, points: int, *, with_affine: bool, width: int = 128, code: int = 32):
         super().__init__()
         self.points, self.with_affine = points, with_affine
@@ -212,8 +215,9 @@ class AvdNetwork(nn.Module):
     def load(cls, weights: str | Path, model: nn.Module) -> "AvdNetwork":
         """The network that ``model`` brings with it, or else the one that lies beside its weights; in evaluation mode,
         on the model's device."""
-        if own_avd(model) is not None:
-            return own_avd(model)
+        own = own_avd(model)
+        if own is not None:
+            return own
         path = avd_path(weights)
         command = f"minimodel train-avd --weights {weights}"
         if not path.exists():
@@ -232,7 +236,7 @@ def _layers(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def own_avd(model: nn.Module) -> nn.Module | None:
+def own_avd(model: nn.Module) -> AvdNetwork | None:
     """The avd network that a model brings with its weights, as TPSM's published file does."""
     return getattr(model, "avd", None)
 
@@ -246,6 +250,6 @@ def avd_path(weights: str | Path) -> Path:
 def fingerprint(model: nn.Module) -> str:
     """Tells apart models whose points may differ: a hash of all weights of the prior."""
     found = hashlib.sha256()
-    for name, value in sorted(model.prior.state_dict().items()):
+    for name, value in sorted(model.get_submodule("prior").state_dict().items()):
         found.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
     return found.hexdigest()

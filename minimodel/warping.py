@@ -9,24 +9,35 @@ A flow is a backward displacement on the driving grid: ``driving(z) = source(z +
 Notebook: ``notebooks/01_affine_flows.ipynb``.
 """
 
+from collections.abc import Callable
 from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+P = ParamSpec("P")  # what a function takes, and ...
+R = TypeVar("R")  # ... what it returns
 
-def full_precision(function):
+
+def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """Run a function on positions outside any autocast: to bfloat16 two neighbouring pixels are the same place."""
 
     @wraps(function)
-    def outside_autocast(*args, **kwargs):
+    def outside_autocast(*args: P.args, **kwargs: P.kwargs) -> R:
         first = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
         with torch.autocast(first.device.type, enabled=False):
             return function(*args, **kwargs)
 
     return outside_autocast
+
+
+def size_of(maps: Tensor) -> tuple[int, int]:
+    """(h, w) of pictures, flows or any maps (..., h, w)."""
+    height, width = maps.shape[-2:]
+    return height, width
 
 
 def identity_grid(height: int, width: int, *, device=None, dtype=torch.float32) -> Float[Tensor, "2 h w"]:

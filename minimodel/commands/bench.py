@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from minimodel.features import load_features
 from minimodel.landmarks import LANDMARKS
 from minimodel.model import AnimationModel
 from minimodel.motion import Output, SourceState
-from minimodel.runtime import Device, pick_device, ready_to_render
+from minimodel.runtime import Device, channels_last, pick_device, ready_to_render
 from minimodel.tps import random_transforms
 from minimodel.training.loop import PRESET_FEATURES
 from minimodel.training.objective import LossWeights, TrainingStep
@@ -51,7 +52,7 @@ def bench(config: BenchConfig) -> dict[str, dict[str, float]]:
     device = pick_device(config.device)
     speed = convolution_speed(device)
     print(f"{device}, {torch.get_num_threads()} threads; convolutions: {speed / 1e9:.0f} G multiply-adds/s")
-    results = {}
+    results: dict[str, dict[str, float]] = {}
     for preset in config.presets:
         torch.manual_seed(0)
         model = AnimationModel.from_preset(preset, system=config.system, prior=config.prior)
@@ -60,7 +61,9 @@ def bench(config: BenchConfig) -> dict[str, dict[str, float]]:
         source, driving = torch.rand(2, config.batch, 3, size, size, device=device)
         one, other = source[:1], driving[:1]
         with torch.inference_mode():
-            given = dict(landmarks=random_landmarks(1, device)) if model.prior.moves_by_landmarks else {}
+            given: dict[str, Any] = {}
+            if model.prior.moves_by_landmarks:
+                given = dict(landmarks=random_landmarks(1, device))
             state = model.encode_source(one, **given)
             encode_source = partial(model.encode_source, one, **given)
             render_frame = partial(render_driving, model, state, other, **given)
@@ -94,7 +97,8 @@ def random_landmarks(count: int, device: torch.device) -> Tensor:
 
 def stages(model: AnimationModel) -> dict[str, list[nn.Module]]:
     """The modules whose time is told apart; none lies inside another."""
-    groups = model.prior.timed_modules() | model.generator.timed_modules() | {"generator": [model.generator]}
+    groups = model.prior.timed_modules() | model.generator.timed_modules()
+    groups["generator"] = [model.get_submodule("generator")]
     if model.refiner is not None and model.structure is not None:
         groups["structure"] = [model.structure.source_encoder, model.structure.driving_encoder]
         groups["projection"] = list(model.refiner.projections)
@@ -181,9 +185,7 @@ def time_training(
 ) -> float:
     """Median seconds of a step that trains all: losses, gradients and Adam; on a GPU in bfloat16, as `train` does it.
     Steps of motion alone cost less."""
-    step = TrainingStep(model.train(), load_features(features), LossWeights()).to(
-        source.device, memory_format=torch.channels_last
-    )
+    step = channels_last(TrainingStep(model.train(), load_features(features), LossWeights()), source.device)
     optimizer = torch.optim.Adam(step.learned)
     transform = random_transforms(len(source), torch.Generator().manual_seed(0))
     numbers = dict(control=transform.control, weights=transform.weights, affine=transform.affine)

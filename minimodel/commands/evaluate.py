@@ -1,10 +1,13 @@
 """``minimodel evaluate``: measure a model."""
 
 import json
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+
+from torch import Tensor
 
 from minimodel.evaluation import metrics
 from minimodel.evaluation.assessors import load_assessors
@@ -50,7 +53,8 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Scores]:
     model = AnimationModel.load(config.weights, device=device)
     size = model.image_size if config.size is None else config.size
     model.check_size(size, size)
-    features, assessors, distances = load_features().to(device), load_assessors().to(device), {}
+    features, assessors = load_features().to(device), load_assessors().to(device)
+    distances: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
     if config.lpips is not None:
         kind, network, weights = load_lpips(config.lpips)
         weights = [weight.to(device) for weight in weights]
@@ -60,18 +64,18 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Scores]:
     with nullcontext() if config.output is None else whole_file(config.output) as unfinished:
         for name in config.data:
             if name in CROSS:
-                clips = cross_clips(name, size)
+                pairs = cross_clips(name, size)
                 scores[name] = evaluate_transfer(
-                    model, clips, find_avd(config.weights, model), assessors=assessors, inception=published
+                    model, pairs, find_avd(config.weights, model), assessors=assessors, inception=published
                 )
-                frames = sum(len(clip.driving) - 1 for clip in clips)
+                count, frames = len(pairs), sum(len(pair.driving) - 1 for pair in pairs)
             else:
                 clips = load_evaluation(name, size)
                 if config.find_landmarks:
                     clips = [replace(clip, landmarks=None) for clip in clips]
                 scores[name] = evaluate(model, clips, features, assessors=assessors, distances=distances)
-                frames = sum(len(clip.frames) - 1 for clip in clips)
-            print(f"\n{config.weights} on {name}: {len(clips)} clips, {frames} frames of {size} x {size}\n")
+                count, frames = len(clips), sum(len(clip.frames) - 1 for clip in clips)
+            print(f"\n{config.weights} on {name}: {count} clips, {frames} frames of {size} x {size}\n")
             print(scores[name].table())
         if unfinished is not None:
             rows = {name: score.rows for name, score in scores.items()}

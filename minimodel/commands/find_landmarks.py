@@ -13,6 +13,7 @@ from minimodel.data.video import Clip
 from minimodel.errors import MinimodelError
 from minimodel.landmarks import LandmarkDetector
 from minimodel.saving import whole_file
+from minimodel.warping import size_of
 
 
 @dataclass
@@ -54,6 +55,6 @@ def find_film_landmarks(config: FindLandmarksConfig) -> Path:
     frames = (frame for _, frame in clip.decode())
     with whole_file(output) as unfinished:
         points, found = find_landmarks(detector, tqdm(frames, total=len(clip), unit=" frames"), box)
-        unfinished.write_bytes(landmarks_file(points, found, size=looks[0].shape[-2:], fps=clip.fps))
+        unfinished.write_bytes(landmarks_file(points, found, size=size_of(looks[0]), fps=clip.fps))
     print(f"wrote {output}: a face in {int(found.sum())} of {len(found)} frames")
     return output

@@ -83,9 +83,9 @@ def prepare(config: PrepareConfig) -> list[Path]:
                 points, found = find_landmarks(detector, frames, settle_box(detector, look_at(frames), [box])[0])
                 points = points - torch.tensor(box[:2]) + 0.5  # from the corner of the box ...
                 points = points * config.size / box[2] - 0.5  # ... in pixels of the clip
-                about = dict(size=(config.size, config.size), fps=Fraction(config.fps))
+                size, fps = (config.size, config.size), Fraction(config.fps)
                 with whole_file((config.output / name).with_suffix(".npz")) as unfinished:
-                    unfinished.write_bytes(landmarks_file(points, found, **about))
+                    unfinished.write_bytes(landmarks_file(points, found, size=size, fps=fps))
             written.append(config.output / name)
     return written
 

@@ -129,7 +129,7 @@ def look_at(frames: list[Tensor]) -> list[Tensor]:
 
 def look_into(clip: Clip) -> list[Tensor]:
     """Frames from all over the clip; of one that breaks off, from what there is."""
-    looks = []
+    looks: list[Tensor] = []
     for index in sorted({int(index) for index in np.linspace(0, len(clip) - 1, LOOKS)}):
         try:
             for at, shown in clip.decode(index):
@@ -164,11 +164,11 @@ def find_faces(frames: list[Tensor], cascade: Cascade) -> list[tuple[Box, list[i
         if scale < 1:
             size = round(height * scale), round(width * scale)
             image = F.interpolate(image[None] / 1.0, size, mode="area")[0].round().byte()
-        image = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-        side = min(image.shape[:2])
+        pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+        side = min(pixels.shape[:2])
         least = side // SMALLEST_FACE
         sizes = dict(min_size=(least, least), max_size=(side, side))
-        boxes = cascade.detect_multi_scale(img=image, scale_factor=1.15, step_ratio=1, **sizes)
+        boxes = cascade.detect_multi_scale(img=pixels, scale_factor=1.15, step_ratio=1, **sizes)
         for box in boxes:
             x, y, wide = ((box["c"] + box["width"] / 2), (box["r"] + box["height"] / 2), box["width"])
             sighting = index, x / scale, y / scale, wide / scale
@@ -351,7 +351,7 @@ def frame_film(frames: list[UInt8[Tensor, "3 h w"]], detector: nn.Module, *, cro
 
 
 def _given_box(crop: Crop, height: int, width: int) -> Box:
-    if crop == "none":
+    if isinstance(crop, str):  # "none"
         return middle_square(height, width)
     left, top, side = crop
     if side < 1 or left >= width or top >= height or left + side <= 0 or top + side <= 0:
@@ -409,8 +409,8 @@ def landmarks_file(
 ) -> bytes:
     """An .npz. ``size`` = (height, width) and ``fps`` of the film are what else it takes to drive a face."""
     file = io.BytesIO()
-    about = dict(size=tuple(size), fps=fps.as_integer_ratio())
-    np.savez_compressed(file, landmarks=points.numpy(), found=found.numpy(), **about)
+    rate = fps.as_integer_ratio()
+    np.savez_compressed(file, landmarks=points.numpy(), found=found.numpy(), size=tuple(size), fps=rate)
     return file.getvalue()
 
 

@@ -68,6 +68,7 @@ class FaceTracker:
         self.count += 1
         if seen is None:
             return True
+        assert self.camera is not None, "without a camera nothing is seen"
         place, sure = seen
         good = self.last is None or place.near(self.last, distance=STEP, ratio=STEP_RATIO)
         if self.holding:  # it may come back elsewhere in the square

@@ -106,6 +106,7 @@ class Clip:
         self.path = Path(path)
         if not self.path.exists():
             raise MinimodelError(f"{self.path}: no such file")
+        self.files: list[Path] | None = None
         if self.path.is_dir():
             self.files = sorted(self.path.glob("*.png"))
             self.times, self.fps = list(range(len(self.files))), Fraction(25)
@@ -113,7 +114,6 @@ class Clip:
             if not self.files:
                 raise MinimodelError(f"{self.path}: a folder without .png frames")
             return
-        self.files = None
         with self._open() as container:
             stream = container.streams.video[0]
             self.fps, self.time_base = stream.average_rate or Fraction(25), stream.time_base

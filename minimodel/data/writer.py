@@ -51,7 +51,8 @@ class VideoWriter:
         self.fps = like.fps if like else Fraction(fps)
         self.unfinished = self.path.with_name(f".unfinished-{self.path.name}")
         self.pictures: list[np.ndarray] = []  # of a .gif, which is written at the end
-        self.container = self.input = None
+        self.container: av.container.OutputContainer | None = None
+        self.input: av.container.InputContainer | None = None
         self.written = 0
 
     def __enter__(self) -> "VideoWriter":
@@ -63,14 +64,15 @@ class VideoWriter:
         return self
 
     def _start(self, height: int, width: int) -> None:
-        self.container = av.open(str(self.unfinished), "w", format="mp4", options={"movflags": "use_metadata_tags"})
-        self.container.metadata.update(self.metadata)
+        container = av.open(str(self.unfinished), "w", format="mp4", options={"movflags": "use_metadata_tags"})
+        container.metadata.update(self.metadata)
+        self.container = container
         options = {"crf": str(self.crf), "g": str(self.every)}
-        self.stream = self.container.add_stream("libx264", rate=self.fps, options=options)
+        self.stream = container.add_stream("libx264", rate=self.fps, options=options)
         self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
         time_base = self.like.time_base if self.like else 1 / self.fps
         self.stream.codec_context.time_base = time_base
-        self.sound = iter(())
+        self.sound: Iterator[tuple[float, av.Packet]] = iter(())
         if self.like is not None and self.like.files is None:
             self.input = av.open(str(self.like.path))
             if self.input.streams.audio:
@@ -80,6 +82,7 @@ class VideoWriter:
     def _sound(self, stream) -> Iterator[tuple[float, av.Packet]]:
         """(seconds, packet) of the copied sound, from the first picture on: as it is where .mp4 can hold it, else as
         AAC."""
+        assert self.like is not None and self.container is not None and self.input is not None
         start = self.like.times[0] * self.like.time_base
         if stream.codec.name in ("aac", "mp3", "ac3", "alac", "opus"):
             target = self.container.add_stream_from_template(stream)
@@ -109,6 +112,7 @@ class VideoWriter:
             return
         if self.container is None:
             self._start(*array.shape[:2])
+        assert self.container is not None
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
         first = self.like.times[0] if self.like else 0
         frame.pts = self.like.times[self.written] - first if self.like else self.written

@@ -22,10 +22,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from minimodel.blocks import StridedBlock
-from minimodel.features import FaceFeatures, load_features
+from minimodel.features import load_features
 from minimodel.landmarks import LANDMARKS, LandmarkDetector, sharpness
 from minimodel.landmarks import SIZE as LANDMARK_SIZE
 from minimodel.saving import find_weights, load_weights_into, make_metadata, read_config, write_weights
+from minimodel.warping import size_of
 
 SIZE = 64  # side of the pictures that the reader sees
 ROTATION = ("yaw", "pitch", "roll")
@@ -68,6 +69,11 @@ class FaceReader(nn.Module):
     Two networks in one: a residual one sees the picture, and says the first two. It didn't learn to read lids, lips and
     brows, of which a few of 64 x 64 pixels tell, in 15 minutes; so these are read from the landmarks.
     """
+
+    mean: Tensor
+    std: Tensor
+    place_mean: Tensor
+    place_std: Tensor
 
     def __init__(self, config: ReaderConfig = ReaderConfig()):
         super().__init__()
@@ -125,7 +131,7 @@ def aligned(points: Float[Tensor, "b 74 2"]) -> Float[Tensor, "b 148"]:
 
 def resized(image: Float[Tensor, "b 3 height width"], size: int) -> Float[Tensor, "b 3 {size} {size}"]:
     """Pictures of another size, smaller ones without aliasing."""
-    if tuple(image.shape[-2:]) == (size, size):
+    if size_of(image) == (size, size):
         return image
     return F.interpolate(image, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
 
@@ -154,7 +160,7 @@ class Assessors(nn.Module):
 
     source = "ours"
 
-    def __init__(self, detector: LandmarkDetector, reader: FaceReader, features: FaceFeatures):
+    def __init__(self, detector: LandmarkDetector, reader: FaceReader, features: nn.Module):
         super().__init__()
         self.detector, self.reader, self.features = detector, reader, features
 

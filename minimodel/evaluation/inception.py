@@ -66,7 +66,8 @@ class _Convolution(nn.Module):
         self, inputs: int, outputs: int, kernel: tuple[int, int], *, stride: int = 1, padding: int | None = None
     ):
         super().__init__()
-        around = tuple(side // 2 if stride == 1 else 0 for side in kernel) if padding is None else padding
+        same = (kernel[0] // 2, kernel[1] // 2) if stride == 1 else (0, 0)
+        around = same if padding is None else (padding, padding)
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=around, bias=False)
         self.bn = nn.BatchNorm2d(outputs, eps=0.001)
 

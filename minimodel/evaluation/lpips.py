@@ -28,6 +28,9 @@ class AlexNet(nn.Module):
     Module names equal torchvision's, so its weights load by name.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self):
         super().__init__()
         self.features = nn.Sequential(
@@ -66,7 +69,10 @@ def load_lpips(name: str = "alex") -> tuple[str, nn.Module, list[Tensor]]:
     "alex" and "vgg" download torchvision's AlexNet (233 MB) or VGG-16 (528 MB) once, checksummed; anything else is the
     path of a file with either. The weights of the channels (Zhang et al. 2018, version 0.1) are shipped.
     """
-    choices = {"alex": _Published(AlexNet, "AlexNet's", ALEXNET_URL), "vgg": _Published(VGG16, "VGG-16's", VGG16_URL)}
+    choices: dict[str, _Published[nn.Module]] = {
+        "alex": _Published(AlexNet, "AlexNet's", ALEXNET_URL),
+        "vgg": _Published(VGG16, "VGG-16's", VGG16_URL),
+    }
     name, network = _needed(choices, name, measure="LPIPS")
     channels = load_file(CHANNELS)
     return name, network, [channels[f"{name}.{index}"] for index in range(5)]

@@ -34,7 +34,9 @@ def psnr(prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"])
 
 def ssim(prediction: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, "b"]:
     """Structural similarity (torchmetrics, 11-pixel Gaussian window), one a picture."""
-    return structural_similarity_index_measure(prediction, target, data_range=1.0, reduction="none")
+    values = structural_similarity_index_measure(prediction, target, data_range=1.0, reduction="none")
+    assert isinstance(values, Tensor)  # more comes only if it is asked for
+    return values
 
 
 def ms_ssim_scales(height: int, width: int) -> int:
@@ -72,7 +74,7 @@ def lpips(
     ``features`` returns a list of layers (b, c_l, h_l, w_l), and ``weights`` has a (c_l,) for each: published ones are
     loaded by `minimodel.features.load_lpips`.
     """
-    total = 0.0
+    total = prediction.new_zeros(len(prediction))
     for a, b, weight in zip(features(prediction), features(target), weights, strict=True):
         a, b = (x / (x.norm(dim=1, keepdim=True) + 1e-10) for x in (a, b))
         total = total + torch.einsum("bchw,c->bhw", (a - b).square(), weight).mean((1, 2))

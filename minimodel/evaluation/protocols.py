@@ -18,7 +18,7 @@ from minimodel.evaluation import metrics
 from minimodel.evaluation.assessors import Assessment
 from minimodel.evaluation.benchmark import CrossClip, EvaluationClip, Truth
 from minimodel.model import AnimationModel
-from minimodel.motion import Motion, Output
+from minimodel.motion import Motion
 from minimodel.warping import invert_flow_at, warp
 
 
@@ -53,7 +53,10 @@ class Renderer(Protocol):
     """What is evaluated: any ``nn.Module`` that renders as `AnimationModel` does. Of what `render` returns ``image`` is
     compared; ``flows`` and ``occlusions`` (the last of each) as well, if they are there."""
 
-    moves_by_landmarks: bool = False
+    training: bool
+
+    @property
+    def moves_by_landmarks(self) -> bool: ...
 
     def encode_source(self, image: Tensor, *, landmarks: Tensor | None = None) -> Any: ...
 
@@ -63,12 +66,16 @@ class Renderer(Protocol):
 
     def render(self, source: Any, motion: Motion) -> Any: ...
 
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[torch.device]:
+def evaluation_mode(model: nn.Module | Renderer) -> Iterator[torch.device]:
     """In evaluation mode and without gradients while inside, whatever happens there; -> the model's device."""
     training = model.training
-    model.eval()
+    model.train(False)
     try:
         with torch.no_grad():
             yield next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -119,7 +126,7 @@ def measure_pictures(
 ) -> dict[str, dict[str, Tensor]]:
     """Line -> measure -> one value a frame, for the pictures (b, 3, h, w) of each line beside their target."""
     scales = metrics.ms_ssim_scales(*target.shape[-2:])
-    truly = None if assessors is None else assessors(target)
+    truly: Assessment | None = None if assessors is None else assessors(target)
     lines = {}
     for line, picture in pictures.items():
         lines[line] = {
@@ -130,7 +137,7 @@ def measure_pictures(
             f"perceptual ({source_of(features)})": metrics.perceptual_distance(features, picture, target),
         }
         lines[line] |= {name: distance(picture, target) for name, distance in distances.items()}
-        if assessors is not None:
+        if assessors is not None and truly is not None:
             assessed, whose = assessors(picture), source_of(assessors)
             lines[line] |= {
                 f"AKD ({whose}, px)": keypoint_distance(assessed, truly, target.shape[-1]),

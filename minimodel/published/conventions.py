@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minimodel.tps import Spline, kernel
-from minimodel.warping import full_precision, identity_grid, warp
+from minimodel.warping import full_precision, identity_grid, size_of, warp
 
 REGULARISATION = 0.01  # of splines, on the diagonal of the whole system
 
@@ -60,7 +60,7 @@ def sample(
     image: Float[Tensor, "b c height width"], grid: Float[Tensor, "b 2 h w"], *, align_corners: bool
 ) -> Float[Tensor, "b c h w"]:
     """``image`` at the positions of a corner grid, black outside."""
-    flow = flow_from_grid(grid, tuple(image.shape[-2:]), align_corners=align_corners)
+    flow = flow_from_grid(grid, size_of(image), align_corners=align_corners)
     return warp(image, flow, padding="zeros")
 
 
@@ -68,7 +68,7 @@ def resize(
     values: Float[Tensor, "b c height width"], size: tuple[int, int], *, align_corners: bool
 ) -> Float[Tensor, "b c h w"]:
     """A grid or an occlusion map at ``size`` = (h, w): bilinear, also where it shrinks and should be averaged."""
-    if tuple(values.shape[-2:]) == tuple(size):
+    if size_of(values) == tuple(size):
         return values
     return F.interpolate(values, tuple(size), mode="bilinear", align_corners=align_corners)
 

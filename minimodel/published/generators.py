@@ -12,7 +12,7 @@ from minimodel.generator import Painting, SourceEncoder
 from minimodel.motion import SourceState, Stages
 from minimodel.published.conventions import resize, sample
 from minimodel.published.motion import GridMotion
-from minimodel.warping import warp
+from minimodel.warping import size_of, warp
 
 
 def moved_and_visible(source: SourceState, stages: Stages) -> tuple[list[Tensor], list[Tensor]]:
@@ -108,7 +108,10 @@ class CoarseStreamUNet(SourceEncoder):
 
     def paint(self, source: SourceState, stages: Stages) -> Painting:
         moved, visible = moved_and_visible(source, stages)
-        beside = self.coarse_stream(source.features, stages.coarse) if self.streams else None
+        beside = None
+        if self.streams:
+            assert isinstance(stages.coarse, GridMotion)
+            beside = self.coarse_stream(source.features, stages.coarse)
         x = moved[0] * visible[0]
         for level, (residual, up) in enumerate(zip(self.residual, self.up, strict=True)):
             if beside is not None:
@@ -122,6 +125,6 @@ class CoarseStreamUNet(SourceEncoder):
         """Features of all scales but the finest, moved by the coarse grid. Though its grids are resized with corners
         aligned, the code samples them without."""
         assert coarse.grid is not None
-        sizes = [tuple(feature.shape[-2:]) for feature in features[:-1]]
+        sizes = [size_of(feature) for feature in features[:-1]]
         grids = [resize(coarse.grid, size, align_corners=True) for size in sizes]
         return [sample(*pair, align_corners=False) for pair in zip(features[:-1], grids, strict=True)]

@@ -69,7 +69,11 @@ class Exchange(nn.Module):
 
     def forward(self, branches: list[Tensor]) -> list[Tensor]:
         branches = [blocks(x) for blocks, x in zip(self.branches, branches, strict=True)]
-        return [F.relu(sum(path(x) for path, x in zip(paths, branches, strict=True))) for paths in self.paths]
+        outputs = []
+        for paths in self.paths:
+            brought = (path(x) for path, x in zip(paths.children(), branches, strict=True))
+            outputs.append(F.relu(sum(brought, start=branches[0].new_zeros(()))))
+        return outputs
 
 
 class HighResolutionNet(nn.Module):

@@ -14,7 +14,7 @@ from minimodel.published.networks import build_avd, build_generator, build_prior
 from minimodel.published.sizes import PublishedConfig
 from minimodel.runtime import Device, pick_device
 from minimodel.saving import load_weights_into, make_metadata, read_config, read_metadata
-from minimodel.warping import warp
+from minimodel.warping import size_of, warp
 
 KIND = "published"
 
@@ -30,7 +30,7 @@ class PublishedModel(AnimationModel):
         prior, generator = build_prior(sizes), build_generator(sizes)
         super().__init__(prior=prior, generator=generator, image_size=sizes.image_size)
         self.sizes, self.card, self.handling = sizes, card or {}, handling(sizes)
-        self.structure, self.refiner = build_refinement(sizes, generator.feature_channels)
+        self.structure, self.refiner = build_refinement(sizes, generator.feature_channels)  # type: ignore[assignment]  # same calls
         self.avd = build_avd(sizes)
         if self.structure is not None:
             self.step = math.lcm(self.step, self.structure.step)
@@ -40,8 +40,9 @@ class PublishedModel(AnimationModel):
         they are for training."""
         source = source.expand(len(motion))
         coarse = self.prior(source.image, source.motion, motion, None)
-        if self.refiner is None:
-            flows, occlusions = self._scaled(coarse, [tuple(feature.shape[-2:]) for feature in source.features])
+        assert isinstance(coarse, GridMotion), "published priors give grids"
+        if self.refiner is None or self.structure is None:
+            flows, occlusions = self._scaled(coarse, [size_of(feature) for feature in source.features])
             shown = flows[-1]
         else:
             lookup = self.structure(source.structure, self.prior.structure_points(motion))
@@ -55,7 +56,8 @@ class PublishedModel(AnimationModel):
 
     def _scaled(self, coarse: GridMotion, sizes: list[tuple[int, int]]) -> tuple[list[Tensor], list[Tensor]]:
         """Flows and occlusion logits of each size from the coarse ones."""
-        corners, own = self.handling.resizing, {tuple(o.shape[-2:]): o for o in coarse.occlusions}
+        assert coarse.grid is not None
+        corners, own = self.handling.resizing, {size_of(o): o for o in coarse.occlusions}
         flows, occlusions = [], []
         for size in sizes:
             grid = resize(coarse.grid, size, align_corners=corners)

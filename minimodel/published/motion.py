@@ -18,6 +18,7 @@ from minimodel.priors import Prior
 from minimodel.published import conventions
 from minimodel.published.conventions import corner_grid, downsample, flow_from_grid, gaussian_heatmaps, sample
 from minimodel.published.detectors import HeatmapDetector, PointTokenDetector
+from minimodel.warping import size_of
 
 SCALE = 4  # coarse grids have 1/4 of the image's side
 POINTS_PER_SPLINE = 5
@@ -80,7 +81,7 @@ class PublishedDenseMotion(nn.Module):
         driving_points: Float[Tensor, "b p 2"],
         part_grids: Float[Tensor, "b parts 2 h w"],
     ) -> GridMotion:
-        size = tuple(source.shape[-2:])
+        size = size_of(source)
         parts = part_grids.shape[1]
         difference = gaussian_heatmaps(driving_points, size, self.variance)
         difference = difference - gaussian_heatmaps(source_points, size, self.variance)
@@ -153,10 +154,10 @@ class PublishedPrior(nn.Module, Prior):
         """The background moves if ``end`` has its picture, and the checkpoint a network for it. ``correlation`` and
         ``part_scales`` have no effect."""
         small = downsample(source, SCALE)
-        size = tuple(small.shape[-2:])
+        size = size_of(small)
         if start.affine is None or end.affine is None:
-            splines = [motion.points.unflatten(1, (-1, POINTS_PER_SPLINE)) for motion in (start, end)]
-            grids = conventions.spline_grids(*splines, size)
+            points, moved = (motion.points.unflatten(1, (-1, POINTS_PER_SPLINE)) for motion in (start, end))
+            grids = conventions.spline_grids(points, moved, size)
         else:
             grids = conventions.affine_grids(start.points, end.points, start.affine, end.affine, size)
         rest = corner_grid(*size, device=source.device).expand(len(source), -1, -1, -1)
@@ -169,5 +170,5 @@ class PublishedPrior(nn.Module, Prior):
         return coarse
 
     def timed_modules(self) -> dict[str, list[nn.Module]]:
-        stages = {"keypoints": [self.detector], "coarse flow": [self.dense_motion]}
+        stages: dict[str, list[nn.Module]] = {"keypoints": [self.detector], "coarse flow": [self.dense_motion]}
         return stages | ({} if self.background is None else {"background": [self.background]})

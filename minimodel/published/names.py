@@ -123,7 +123,8 @@ def _detector(theirs: str, ours: str, config: PublishedConfig) -> Iterator[Entry
 
 
 def _dense_motion(theirs: str, ours: str, config: PublishedConfig) -> Iterator[Entry]:
-    sizes, kind = config.dense_motion, "instance" if config.model == "tpsm" else "batch"
+    sizes = config.dense_motion
+    kind: Norm = "instance" if config.model == "tpsm" else "batch"
     yield from _kernel(theirs)
     yield from hourglass(f"{theirs}.hourglass", f"{ours}.hourglass", sizes, kind)
     yield from pair(f"{theirs}.{'maps' if config.prior == 'tps' else 'mask'}", f"{ours}.mask_head")
@@ -137,7 +138,7 @@ def _dense_motion(theirs: str, ours: str, config: PublishedConfig) -> Iterator[E
 
 
 def _generator(theirs: str, ours: str, config: PublishedConfig) -> Iterator[Entry]:
-    kind = "instance" if config.model == "tpsm" else "batch"
+    kind: Norm = "instance" if config.model == "tpsm" else "batch"
     levels = config.generator["levels"]
     yield from conv_block(f"{theirs}.first", f"{ours}.first", kind)
     yield from pair(f"{theirs}.final", f"{ours}.last")
@@ -160,6 +161,7 @@ def _generator(theirs: str, ours: str, config: PublishedConfig) -> Iterator[Entr
 
 def _refiner(theirs: str, ours: str, config: PublishedConfig) -> Iterator[Entry]:
     yield Entry(f"{theirs}.pos_embedding", "structure.position")
+    assert config.refiner is not None
     structure = config.refiner["structure"]
     for name, side in (("kp", "driving"), ("kp_img", "source")):
         yield from hourglass(f"{theirs}.{name}", f"structure.{side}_hourglass", structure, "batch")

@@ -1,6 +1,7 @@
 """The networks of each published model, built from the sizes in its file, and how its code samples and resizes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -75,14 +76,16 @@ def build_avd(config: PublishedConfig) -> PublishedAvdNetwork | None:
     return None if config.avd is None else PublishedAvdNetwork(config.points * POINTS_PER_SPLINE, **config.avd)
 
 
-def _detector(config: PublishedConfig) -> nn.Module:
+def _detector(config: PublishedConfig) -> SplineDetector | HeatmapDetector | PointTokenDetector:
     if config.prior == "tps":
         return SplineDetector(config.points, POINTS_PER_SPLINE, **config.detector, norm="batch")
     return (HeatmapDetector if config.prior == "affine" else PointTokenDetector)(config.points, **config.detector)
 
 
 def _dense_motion(config: PublishedConfig) -> PublishedDenseMotion:
-    splines = dict(points_per_part=POINTS_PER_SPLINE, interleaved=False) if config.prior == "tps" else {}
+    splines: dict[str, Any] = (
+        dict(points_per_part=POINTS_PER_SPLINE, interleaved=False) if config.prior == "tps" else {}
+    )
     return PublishedDenseMotion(config.points, **config.dense_motion, align_corners=handling(config).coarse, **splines)
 
 

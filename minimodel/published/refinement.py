@@ -7,6 +7,8 @@ moved first and projected then; one map of positions is *added* to both encoders
 blended in at the end was moved by the flow before its last update.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -18,7 +20,7 @@ from minimodel.correlation import Correlation
 from minimodel.published.conventions import downsample, gaussian_heatmaps, grid_in_pixels, resize
 from minimodel.published.motion import SCALE, GridMotion
 from minimodel.refinement import FlowUpdater, UpdaterWidths
-from minimodel.warping import flow_from_pixels, flow_to_pixels, from_pixels, identity_grid, to_pixels, warp
+from minimodel.warping import flow_from_pixels, flow_to_pixels, from_pixels, identity_grid, size_of, to_pixels, warp
 
 HELD_NUMBERS = 2**24  # volumes of a pair with more numbers than that aren't held
 
@@ -44,7 +46,7 @@ class PublishedStructure(nn.Module):
         super().__init__()
         self.step = SCALE * 2**levels
         self.radius, self.pyramid_levels = radius, pyramid_levels
-        shared = dict(base=base, levels=levels, maximum=maximum, norm="batch")
+        shared: dict[str, Any] = dict(base=base, levels=levels, maximum=maximum, norm="batch")
         self.position = nn.Parameter(torch.zeros(1, points, size, size))
         self.driving_hourglass = Hourglass(points, **shared)
         self.source_hourglass = Hourglass(points + 3, **shared)
@@ -58,13 +60,13 @@ class PublishedStructure(nn.Module):
         self, points: Float[Tensor, "b k 2"], image: Float[Tensor, "b 3 height width"]
     ) -> Float[Tensor, "b c h w"]:
         small = downsample(image, SCALE)
-        inputs = torch.cat([self._heatmaps(points, tuple(small.shape[-2:])), small], dim=1)
+        inputs = torch.cat([self._heatmaps(points, size_of(small)), small], dim=1)
         return self.source_head(self.source_hourglass(inputs)).float()
 
     def forward(
         self, source_structure: Float[Tensor, "b c h w"], driving_points: Float[Tensor, "b k 2"]
     ) -> "PublishedLookup":
-        heatmaps = self._heatmaps(driving_points, tuple(source_structure.shape[-2:]))
+        heatmaps = self._heatmaps(driving_points, size_of(source_structure))
         driving = self.driving_head(self.driving_hourglass(heatmaps)).float()
         return PublishedLookup(driving, source_structure, radius=self.radius, levels=self.pyramid_levels)
 
@@ -76,10 +78,10 @@ class PublishedLookup:
         self, driving: Float[Tensor, "b c h w"], source: Float[Tensor, "b c h w"], *, radius: int, levels: int
     ):
         numbers = (source.shape[-1] * source.shape[-2]) ** 2
-        options = dict(radius=radius, levels=1, hold_volume=numbers <= HELD_NUMBERS)
+        options: dict[str, Any] = dict(radius=radius, levels=1, hold_volume=numbers <= HELD_NUMBERS)
         pooled = [F.avg_pool2d(source, 2**level) for level in range(levels)]
-        self.size = tuple(source.shape[-2:])
-        self.sizes = [tuple(features.shape[-2:]) for features in pooled]
+        self.size = size_of(source)
+        self.sizes = [size_of(features) for features in pooled]
         self.levels = [Correlation(driving, features, **options) for features in pooled]
         self.side = 2 * radius + 1
 
@@ -115,7 +117,7 @@ class PublishedRefiner(nn.Module):
         finest flow before its last update."""
         assert coarse.grid is not None
         start, basis = grid_in_pixels(coarse.grid), lookup.size
-        sizes = [tuple(feature.shape[-2:]) for feature in features]
+        sizes = [size_of(feature) for feature in features]
         flow_residual = torch.zeros_like(resize(start, sizes[0], align_corners=True))
         occlusion_residual = torch.zeros_like(flow_residual[:, :1])
         flows, occlusions, before = [], [], start
@@ -130,7 +132,7 @@ class PublishedRefiner(nn.Module):
             occlusion_step = occlusion_residual + occlusion_step
             flows.append(before + step)
             occlusions.append(resize(coarse.occlusion, size, align_corners=True) + occlusion_step)
-            finer = tuple(2 * n for n in size)
+            finer = 2 * size[0], 2 * size[1]
             flow_residual = 2 * resize(flow_step, finer, align_corners=True)
             occlusion_residual = resize(occlusion_step, finer, align_corners=True)
         return flows, occlusions, before
@@ -141,6 +143,6 @@ def _positions(flow: Float[Tensor, "b 2 h w"], basis: tuple[int, int]) -> Float[
     times = basis[0] / flow.shape[-2]
     if times < 1:
         flow, times = resize(flow, basis, align_corners=True) * times, 1
-    size = tuple(flow.shape[-2:])
+    size = size_of(flow)
     here = rearrange(identity_grid(*size, device=flow.device), "c h w -> h w c")
     return (flow + rearrange(to_pixels(here, size), "h w c -> c h w")) * times

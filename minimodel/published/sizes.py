@@ -8,9 +8,10 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 ModelName = Literal["fomm", "tpsm", "mrfa", "mtia"]
+PublishedPriorName = Literal["affine", "tps", "tokens"]
 MODELS: tuple[ModelName, ...] = ("fomm", "tpsm", "mrfa", "mtia")
 HEADS = 8  # of MTIA's transformer; no shape shows it
 RADIUS = 3  # of MRFA's lookup
@@ -27,7 +28,7 @@ class PublishedConfig:
     """
 
     model: ModelName
-    prior: Literal["affine", "tps", "tokens"]
+    prior: PublishedPriorName
     points: int  # parts; a spline of 5 points each with prior "tps"
     detector: dict
     dense_motion: dict
@@ -48,7 +49,7 @@ class PublishedConfig:
 
 def recognise(names: Mapping[str, object]) -> ModelName | None:
     """Which model the names of a checkpoint's entries belong to."""
-    marks = {
+    marks: dict[ModelName, str] = {
         "fomm": "kp_detector.predictor.",
         "mtia": "kp_detector.transformer.",
         "tpsm": "inpainting_network.",
@@ -77,7 +78,7 @@ def read_config(shapes: Shapes, model: ModelName, *, align_corners: bool = False
         detector=detector,
         dense_motion=_dense_motion(shapes, "generator.dense_motion_network"),
         generator=generator,
-        background=_resnet(shapes, "bg_predictor.bg_encoder"),
+        background=_background(shapes, "bg_predictor.bg_encoder"),
         align_corners=align_corners,
         image_size=image_size,
     )
@@ -92,10 +93,10 @@ def _tpsm(shapes: Shapes) -> PublishedConfig:
         model="tpsm",
         prior="tps",
         points=_splines(shapes, "kp_detector"),
-        detector=_resnet(shapes, "kp_detector.fg_encoder", needed=True),
+        detector=_resnet(shapes, "kp_detector.fg_encoder"),
         dense_motion=dense_motion,
         generator=_source_encoder(shapes, "inpainting_network"),
-        background=_resnet(shapes, "bg_predictor.bg_encoder"),
+        background=_background(shapes, "bg_predictor.bg_encoder"),
         avd=_avd(shapes),
         align_corners=True,
     )
@@ -106,16 +107,17 @@ def _mrfa(shapes: Shapes) -> PublishedConfig:
     def has(mark: str) -> bool:
         return any(name.startswith(mark) for name in shapes)
 
-    prior = "tps" if has("model.encoder.fg_encoder.") else "tokens" if has("model.encoder.transformer.") else "affine"
+    prior: PublishedPriorName = "tokens" if has("model.encoder.transformer.") else "affine"
+    prior = "tps" if has("model.encoder.fg_encoder.") else prior
     dense_motion = _dense_motion(shapes, "model.dense_motion")
     if prior == "tps":
         points = _splines(shapes, "model.encoder")
-        detector = _resnet(shapes, "model.encoder.fg_encoder", needed=True)
+        detector = _resnet(shapes, "model.encoder.fg_encoder")
         dense_motion |= dict(finer=0, coarser=0)
     else:
         detector = (_tokens if prior == "tokens" else _heatmaps)(shapes, "model.encoder")
         points = detector.pop("points")
-    refiner = None
+    refiner: dict[str, Any] | None = None
     if has("model.decoder.corr_enc."):
         inputs = shapes["model.decoder.corr_enc.convc1.weight"][1]
         structure = _hourglass(shapes, "model.decoder.kp") | dict(size=shapes["model.decoder.pos_embedding"][-1])
@@ -132,7 +134,7 @@ def _mrfa(shapes: Shapes) -> PublishedConfig:
         detector=detector,
         dense_motion=dense_motion,
         generator=_source_encoder(shapes, "model.decoder.generator"),
-        background=_resnet(shapes, "model.bg_predictor.bg_encoder"),
+        background=_background(shapes, "model.bg_predictor.bg_encoder"),
         refiner=refiner,
         image_size=IMAGE_SIZE if refiner is None else 4 * refiner["structure"]["size"],
     )
@@ -170,9 +172,11 @@ def _heatmaps(shapes: Shapes, name: str) -> dict:
     return sizes | dict(points=points, matrix_maps=matrix_maps, head_kernel=kernel)
 
 
-def _resnet(shapes: Shapes, name: str, *, needed: bool = False) -> dict | None:
-    if not needed and not any(key.startswith(f"{name}.") for key in shapes):
-        return None
+def _background(shapes: Shapes, name: str) -> dict | None:
+    return _resnet(shapes, name) if any(key.startswith(f"{name}.") for key in shapes) else None
+
+
+def _resnet(shapes: Shapes, name: str) -> dict:
     base = shapes[f"{name}.conv1.weight"][0]
     levels = _count(shapes, re.escape(name) + r"\.layer(\d+)\.")
     return dict(base=base, levels=levels, blocks=_count(shapes, re.escape(name) + r"\.layer1\.(\d+)\."), pool=True)
@@ -208,7 +212,7 @@ def _tokens(shapes: Shapes, name: str) -> dict:
 def _avd(shapes: Shapes) -> dict | None:
     if not any(name.startswith("avd_network.") for name in shapes):
         return None
-    widths = []
+    widths: list[int] = []
     while (key := f"avd_network.id_encoder.{3 * len(widths) + 1}.weight") in shapes:
         widths.append(shapes[key][0])
     last = 3 * len(widths)

@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -276,7 +276,9 @@ def start_process() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends them without a word
 
     def follow() -> None:
-        multiprocessing.parent_process().join()
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
@@ -313,8 +315,8 @@ def settings(config: AblateConfig, row: str, seed: int) -> tuple[TrainConfig, di
     options = {name: value for name, value in change.items() if name in of_training}
     sizes = {name: value for name, value in change.items() if name not in of_training}
     output = scores_path(config, row, seed).parent
-    shared = dict(preset=config.preset, batch=BATCH, steps=config.pairs // BATCH)
-    return TrainConfig(output, **shared, seed=seed, **options), sizes
+    shared: dict[str, Any] = dict(preset=config.preset, batch=BATCH, steps=config.pairs // BATCH)
+    return TrainConfig(output, seed=seed, **shared, **options), sizes
 
 
 def scores_path(config: AblateConfig, row: str, seed: int) -> Path:
@@ -327,12 +329,12 @@ def write_table(config: AblateConfig) -> tuple[dict[str, dict], str]:
     table = TABLES[config.table]
     rows, lines = {}, {}
     for name, row in table.rows.items():
-        done = {}
+        done: dict[int, dict[str, float]] = {}
         for path in sorted(config.folder.glob(f"{name}/seed-*/scores.json")):
             scores = json.loads(path.read_text())
             done[int(path.parent.name.removeprefix("seed-"))] = scores["model"]
             lines = {line: scores[line] for line in ("copy", "oracle")}
-        measures = next(iter(done.values()), {})
+        measures: dict[str, float] = next(iter(done.values()), {})
         values = {measure: {seed: scores[measure] for seed, scores in done.items()} for measure in measures}
         rows[name] = dict(
             label=row.label,

@@ -18,7 +18,7 @@ from minimodel.errors import MinimodelError, check_positive
 from minimodel.evaluation.assessors import EXPRESSION, ROTATION, UNITS, FaceReader, active_units, aligned, resized
 from minimodel.evaluation.assessors import SIZE as READER_SIZE
 from minimodel.landmarks import LANDMARKS, SIZE, LandmarkDetector, move_picture, random_places, soften
-from minimodel.runtime import Device, pick_device
+from minimodel.runtime import Device, channels_last, pick_device
 from minimodel.saving import whole_file
 from minimodel.training.small import colour_noise, fast_autocast, training_steps
 
@@ -132,7 +132,7 @@ def train_assessors(config: TrainAssessorsConfig) -> dict[str, float]:
     targets, places = reader_targets(usual.state), aligned(synthetic.landmarks(usual))
     reader.mean.copy_(targets.mean(0)), reader.std.copy_(targets.std(0))
     reader.place_mean.copy_(places.mean(0)), reader.place_std.copy_(places.std(0))
-    reader = reader.to(device, memory_format=torch.channels_last).train()
+    reader = channels_last(reader, device).train()
     optimizer = torch.optim.Adam(reader.parameters(), lr=READER_RATE)
 
     with whole_file(config.output) as unfinished:

@@ -64,7 +64,7 @@ def train_avd(config: TrainAvdConfig) -> AvdNetwork:
             shape, target = (motion[chosen] for motion in (source, driving))
             prediction = avd(shape, deformed(target, generator), network)
             loss = F.l1_loss(prediction.points, target.points)
-            if target.affine is not None:
+            if target.affine is not None and prediction.affine is not None:
                 loss = loss + F.l1_loss(prediction.affine, target.affine)
             optimizer.zero_grad()
             loss.backward()
@@ -81,9 +81,11 @@ def motion_pairs(model: AnimationModel, config: TrainAvdConfig, device: torch.de
     """What the model sees in the frames of ``config.pairs`` pairs."""
     size, batch = model.image_size, 32
     sources = open_sources(config.data, size, Augmentation())
-    stream, found = PairStream(sources, size, device, batch=batch, seed=config.seed), ([], [])
+    stream = PairStream(sources, size, device, batch=batch, seed=config.seed)
+    source: list[Motion] = []
+    driving: list[Motion] = []
     for step in tqdm(range(-(-config.pairs // batch)), unit=" batches", dynamic_ncols=True, desc="finding points"):
         frames = stream[step]
-        for name, motions in zip(("source", "driving"), found):
-            motions.append(model.encode_driving(frames[name]))
-    return tuple(join(motions) for motions in found)
+        source.append(model.encode_driving(frames["source"]))
+        driving.append(model.encode_driving(frames["driving"]))
+    return join(source), join(driving)

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -11,6 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from minimodel.errors import MinimodelError
+from minimodel.model import AnimationModel
 from minimodel.saving import whole_file
 
 
@@ -22,6 +24,13 @@ class RunState:
     seconds: float = 0.0  # of training, without evaluations
 
 
+def averaged_model(average: AveragedModel) -> AnimationModel:
+    """The model that holds the averaged weights."""
+    model = average.module
+    assert isinstance(model, AnimationModel)
+    return model
+
+
 def save_checkpoint(
     output: str | Path,
     learners: dict[str, nn.Module],
@@ -31,10 +40,11 @@ def save_checkpoint(
 ) -> None:
     """Write all that a run needs to go on, and the averaged model for use: each file whole or not at all."""
     output = Path(output)
-    parts = learners | dict(average=average, optimizer=optimizer)
-    checkpoint = {name: part.state_dict() for name, part in parts.items()}
-    checkpoint |= dict(metadata=average.module.metadata(), state=dataclasses.asdict(state))
-    for name, write in (("checkpoint.pt", partial(torch.save, checkpoint)), ("model.safetensors", average.module.save)):
+    model = averaged_model(average)
+    checkpoint: dict[str, Any] = {name: learner.state_dict() for name, learner in learners.items()}
+    checkpoint |= dict(average=average.state_dict(), optimizer=optimizer.state_dict())
+    checkpoint |= dict(metadata=model.metadata(), state=dataclasses.asdict(state))
+    for name, write in (("checkpoint.pt", partial(torch.save, checkpoint)), ("model.safetensors", model.save)):
         with whole_file(output / name) as unfinished:
             try:
                 write(unfinished)
@@ -56,8 +66,10 @@ def load_checkpoint(
         raise MinimodelError(
             f"{path}: not a checkpoint of minimodel, or damaged; move it away to start afresh"
         ) from error
-    if metadata != average.module.metadata():
+    if metadata != averaged_model(average).metadata():
         raise MinimodelError(f"{path}: from a model of other sizes or another version; choose another --output")
-    for name, part in (learners | dict(average=average, optimizer=optimizer)).items():
-        part.load_state_dict(checkpoint[name])
+    for name, learner in learners.items():
+        learner.load_state_dict(checkpoint[name])
+    average.load_state_dict(checkpoint["average"])
+    optimizer.load_state_dict(checkpoint["optimizer"])
     return RunState(**checkpoint["state"])

@@ -5,11 +5,14 @@ from jaxtyping import Float
 from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_reduce
 
+from minimodel.runtime import Module
 
-def share_statistics(model: nn.Module, device: torch.device) -> nn.Module:
+
+def share_statistics(model: Module, device: torch.device) -> Module:
     """Let every BatchNorm see the batches of all processes; torch's own layer for that works on GPUs only."""
     if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, but for a model that is nothing but a BatchNorm
+        return model
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.__class__ = SharedBatchNorm
@@ -27,13 +30,15 @@ class SharedBatchNorm(nn.BatchNorm2d):
             return self.shared(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
 
     def shared(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        assert self.running_mean is not None and self.running_var is not None, "BatchNorm2d keeps running statistics"
+        assert self.num_batches_tracked is not None and self.momentum is not None
         processes = distributed.get_world_size()
         mean = all_reduce(x.mean((0, 2, 3))) / processes
         centred = x - mean[:, None, None]
         variance = all_reduce(centred.square().mean((0, 2, 3))) / processes
         with torch.no_grad():
             count = processes * x.numel() / x.shape[1]
-            self.num_batches_tracked += 1
+            self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)

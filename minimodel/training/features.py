@@ -13,7 +13,7 @@ from minimodel.data import synthetic
 from minimodel.data.pairs import step_generator
 from minimodel.errors import check_positive
 from minimodel.features import FaceFeatures, FaceTasks
-from minimodel.runtime import Device, pick_device
+from minimodel.runtime import Device, channels_last, pick_device
 from minimodel.saving import make_metadata, whole_file, write_weights
 from minimodel.training.small import colour_noise, training_steps
 from minimodel.warping import from_pixels
@@ -46,7 +46,7 @@ def train_features(config: TrainFeaturesConfig) -> dict[str, float]:
     device = pick_device(config.device)
     torch.manual_seed(seed)
     features = FaceFeatures()
-    network = FaceTasks(features, len(synthetic.PARTS)).to(device, memory_format=torch.channels_last)
+    network = channels_last(FaceTasks(features, len(synthetic.PARTS)), device)
     optimizer = torch.optim.Adam(network.parameters(), lr=FEATURES_RATE)
 
     def faces(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,11 +58,11 @@ def train_features(config: TrainFeaturesConfig) -> dict[str, float]:
         for step, bar in training_steps(optimizer, FEATURES_RATE, minutes=config.minutes):
             image, parsing, landmarks = faces(step_generator(seed, step + 1000))
             logits, points = network(colour_noise(image, torch.Generator().manual_seed(step)))
-            terms = F.cross_entropy(logits, parsing), 20 * F.l1_loss(points, landmarks)
+            parsed, placed = F.cross_entropy(logits, parsing), 20 * F.l1_loss(points, landmarks)
             optimizer.zero_grad()
-            sum(terms).backward()
+            (parsed + placed).backward()
             optimizer.step()
-            bar.set_postfix_str(f"parsing {terms[0].item():.3f}, landmarks {terms[1].item() / 20 * size / 2:.2f} px")
+            bar.set_postfix_str(f"parsing {parsed.item():.3f}, landmarks {placed.item() / 20 * size / 2:.2f} px")
 
         sizes, right, error = torch.zeros(len(features.widths), device=device), [], []
         with torch.no_grad():

@@ -28,7 +28,7 @@ from minimodel.landmarks import (
     registration_loss,
     spoil,
 )
-from minimodel.runtime import Device, pick_device
+from minimodel.runtime import Device, channels_last, pick_device
 from minimodel.saving import whole_file
 from minimodel.training.small import colour_noise, fast_autocast, training_steps
 
@@ -120,8 +120,8 @@ def train_landmarks(config: TrainLandmarksConfig) -> dict[str, float]:
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
     start = config.start or ("landmarks" if config.video else None)
-    detector = (LandmarkDetector.load(start) if start else LandmarkDetector()).to(device)
-    detector = detector.to(memory_format=torch.channels_last).train()
+    detector = (LandmarkDetector.load(start) if start else LandmarkDetector()).train()
+    detector = channels_last(detector, device)
     films = Neighbours(config.video) if config.video else None
     minutes = config.minutes or (12.0 if films else 30.0)
     rate = TUNING_RATE if start else FIRST_RATE
@@ -141,21 +141,21 @@ def train_landmarks(config: TrainLandmarksConfig) -> dict[str, float]:
             inputs = torch.cat([images, *(colour_noise(frame, generator) for frame in frames)])
             with fast_autocast(device):
                 stages = detector.stages(inputs.contiguous(memory_format=torch.channels_last))
-            terms = {"heatmaps": 0.0, "points": 0.0}
+            terms = {name: torch.zeros((), device=device) for name in ("heatmaps", "points")}
             for logits in stages:
                 found = soft_argmax(logits)[0]
-                terms["heatmaps"] += heatmap_loss(logits[: len(images)], points, inside)
-                terms["points"] += POINT_WEIGHT * point_loss(found[: len(images)], points, inside)
+                terms["heatmaps"] = terms["heatmaps"] + heatmap_loss(logits[: len(images)], points, inside)
+                terms["points"] = terms["points"] + POINT_WEIGHT * point_loss(found[: len(images)], points, inside)
             with fast_autocast(device):
                 found, logits, places = detector.look_closer(inputs, found)
-            labelled = [value.unflatten(0, (2, -1))[:, : len(images)].flatten(0, 1) for value in (logits, places)]
-            terms["heatmaps"] += close_up_loss(*labelled, points)
+            logits, places = (x.unflatten(0, (2, -1))[:, : len(images)].flatten(0, 1) for x in (logits, places))
+            terms["heatmaps"] = terms["heatmaps"] + close_up_loss(logits, places, points)
             terms["eyes"] = POINT_WEIGHT * point_loss(found[: len(images), EYES], points[:, EYES], inside[:, EYES])
             if films:
                 registration, reliable = registration_loss(*frames, *found[len(images) :].chunk(2))
                 terms["registration"] = config.registration * POINT_WEIGHT * registration
             optimizer.zero_grad()
-            sum(terms.values()).backward()
+            sum(terms.values(), start=torch.zeros((), device=device)).backward()
             optimizer.step()
             shown = f"{terms['points'].item() / POINT_WEIGHT / len(stages) * SIZE / 2:.2f} px"
             shown += f", eyes {terms['eyes'].item() / POINT_WEIGHT * SIZE / 2:.2f} px"

@@ -33,9 +33,9 @@ from minimodel.evaluation.protocols import evaluate, source_of, strip
 from minimodel.features import load_features
 from minimodel.landmarks import LandmarkDetector
 from minimodel.model import AnimationModel
-from minimodel.runtime import Device, keep_freed_memory
+from minimodel.runtime import Device, channels_last, keep_freed_memory
 from minimodel.show import save_picture
-from minimodel.training.checkpoint import RunState, load_checkpoint, save_checkpoint
+from minimodel.training.checkpoint import RunState, averaged_model, load_checkpoint, save_checkpoint
 from minimodel.training.distributed import share_statistics
 from minimodel.training.objective import LossWeights, TrainingStep
 
@@ -165,7 +165,9 @@ def train(
         raise MinimodelError(f"batch {config.batch} can't be shared evenly by {accelerator.num_processes} processes")
     torch.manual_seed(config.seed)
     if model is None:
-        parts = dict(system=config.system, prior=config.prior, refine=config.refine, generator=config.generator)
+        parts: dict[str, Any] = dict(
+            system=config.system, prior=config.prior, refine=config.refine, generator=config.generator
+        )
         model = AnimationModel.from_preset(config.preset, **parts, **sizes)
     model.train()
     if config.start is not None and not (Path(config.output) / "checkpoint.pt").exists():
@@ -197,8 +199,9 @@ def train(
     watched = watched if accelerator.is_main_process else ()
     evaluations = {name: load_evaluation(name, size, most=BENCHMARK_CLIPS) for name in watched}
 
-    step_module = TrainingStep(model, features, config.loss).to(accelerator.device, memory_format=torch.channels_last)
+    step_module = channels_last(TrainingStep(model, features, config.loss), accelerator.device)
     average = AveragedModel(model, multi_avg_fn=partial(_average, decay=config.average), use_buffers=True)
+    averaged = averaged_model(average)
     learners, parameters = step_module.learners, step_module.learned
     optimizer = torch.optim.Adam(parameters, lr=rate, betas=BETAS)
     state = load_checkpoint(config.output, learners, average, optimizer)
@@ -210,8 +213,8 @@ def train(
         """Evaluate, log and save; one process does, the others wait."""
         if log is not None:
             for name, clips in evaluations.items():
-                log(state, "evaluation", data=name, **evaluate(average.module, clips, features).summary())
-                save_picture(strip(average.module, clips), log.pictures / f"{Path(name).name}-{state.step:07d}.png")
+                log(state, "evaluation", data=name, **evaluate(averaged, clips, features).summary())
+                save_picture(strip(averaged, clips), log.pictures / f"{Path(name).name}-{state.step:07d}.png")
             checkpoint()
         accelerator.wait_for_everyone()
 
@@ -224,7 +227,7 @@ def train(
     if progress >= 1:  # a run that is done; it may have been killed between its last two files
         if log is not None:
             checkpoint()
-        return average.module.eval()
+        return averaged.eval()
     while progress < 1:
         began = time.perf_counter()
         batch = {name: value.to(accelerator.device) for name, value in next(batches).items()}
@@ -266,7 +269,7 @@ def train(
             evaluated = state.seconds
             evaluate_and_save()
     evaluate_and_save()
-    return average.module.eval()
+    return averaged.eval()
 
 
 def _average(averaged: list[Tensor], current: list[Tensor], index: Tensor, *, decay: float) -> None:
@@ -283,7 +286,10 @@ def agreed_progress(config: TrainConfig, state: RunState, accelerator: Accelerat
     one that thought otherwise would wait for the others for ever."""
     if accelerator.num_processes > 1:
         (state.seconds,) = broadcast_object_list([state.seconds])
-    return state.step / config.steps if config.steps is not None else state.seconds / (60 * config.minutes)
+    if config.steps is not None:
+        return state.step / config.steps
+    assert config.minutes is not None, "one of the two is given"
+    return state.seconds / (60 * config.minutes)
 
 
 class Log:
@@ -305,7 +311,7 @@ class Log:
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(output), purge_step=state.step)
+            self.board: SummaryWriter | None = SummaryWriter(str(output), purge_step=state.step)
         except ImportError:
             self.board = None
         self.progress = tqdm(total=config.steps, initial=state.step, unit=" steps", dynamic_ncols=True)

@@ -11,7 +11,7 @@ from minimodel.dense_motion import dropout_scales
 from minimodel.model import AnimationModel
 from minimodel.motion import Output, SourceState, Stages, TrainingPair
 from minimodel.tps import Spline
-from minimodel.warping import resize_flow, warp
+from minimodel.warping import resize_flow, size_of, warp
 
 BACKGROUND_FROM = 0.1  # share of the run before which the TPS prior's background stands still
 DROPOUT_UNTIL = 0.35  # share of the run
@@ -75,8 +75,8 @@ class TrainingStep(nn.Module):
     @property
     def learns_motion(self) -> bool:
         """Whether any part before the generator learns."""
-        parts = (self.model.prior, self.model.structure, self.model.refiner)
-        return any(p.requires_grad for part in parts if part is not None for p in part.parameters())
+        parts = ("prior.", "structure.", "refiner.")
+        return any(p.requires_grad for name, p in self.model.named_parameters() if name.startswith(parts))
 
     def forward(
         self, batch: dict[str, Tensor], *, motion_only: bool = False, progress: float = 1.0
@@ -104,7 +104,7 @@ class TrainingStep(nn.Module):
             output = stages = model.render(source, motion, part_scales=scales)
             terms |= self.picture_terms(output, driving)
         if self.weights.smoothness and model.refiner is not None:
-            added = stages.flows[-1] - resize_flow(stages.flows[0], tuple(driving.shape[-2:]))
+            added = stages.flows[-1] - resize_flow(stages.flows[0], size_of(driving))
             terms |= self.weighted({"smoothness": losses.smoothness(added)})
         pair = TrainingPair(batch, source, motion, stages)
         return terms | self.weighted(model.prior.loss_terms(pair) | model.generator.loss_terms(pair))
@@ -123,7 +123,7 @@ class TrainingStep(nn.Module):
         """The source as the last flow moves it and, where that was refined, as the coarse one does."""
         terms = {"moved": self.difference(stages.warped_source, driving, MOTION_LAYERS)}
         if self.model.refiner is not None:
-            coarse = resize_flow(stages.coarse.flow, tuple(driving.shape[-2:]))
+            coarse = resize_flow(stages.coarse.flow, size_of(driving))
             terms["coarse"] = self.difference(warp(source.image, coarse), driving, MOTION_LAYERS)
         return terms
 
