@@ -21,11 +21,12 @@ def test_a_block_runs(block, line, tmp_path, monkeypatch):
     """In an empty folder. A block may take a reader's `photo` and `video` as given, and nothing else."""
     monkeypatch.chdir(tmp_path)
     generator = torch.Generator().manual_seed(0)
-    photo, *video = torch.rand(4, 1, 3, 64, 64, generator=generator)
-    given = {"photo": photo, "video": torch.cat(video)}
+    photo, *video = torch.rand(4, 3, 64, 64, generator=generator)
+    given = {"photo": photo, "video": torch.stack(video)}
     namespace = {"__name__": "readme"} | given
     exec(compile("\n" * line + block, str(README), "exec"), namespace)  # an error names the README's line
     made = {name: value for name, value in namespace.items() if isinstance(value, torch.Tensor) and name not in given}
     assert all(value.isfinite().all() for value in made.values())
-    if "frames" in made:
-        assert made["frames"].shape == given["video"].shape
+    if "frames" in namespace:
+        frames = torch.stack(namespace["frames"])
+        assert frames.shape == given["video"].shape and frames.isfinite().all()
