@@ -38,7 +38,7 @@ from minimodel.evaluation.protocols import evaluate, strip
 from minimodel.features import load_features
 from minimodel.model import AnimationModel
 from minimodel.motion import Motion, Output, SourceState, Stages
-from minimodel.priors import AffinePrior, LandmarkPrior, NoPrior, SplinePrior
+from minimodel.priors import AffinePrior, LandmarkPrior, NoPrior, SplinePrior, build_prior
 from minimodel.tps import random_transforms
 from minimodel.training.loop import TrainConfig, train
 
@@ -82,7 +82,7 @@ draw_strip(tiny, clips)
 
 # %%
 for name, parts in SYSTEMS.items():
-    print(f"{name:5}", parts)
+    print(f"{name:5} prior {parts.prior}, {'refined' if parts.refine else 'not refined'}, generator {parts.generator}")
 
 # %%
 torch.manual_seed(0)
@@ -94,8 +94,9 @@ for name, part in model.named_children():
 # Priors under their names, the class of each, and where it comes from:
 
 # %%
+built = {name: type(build_prior(ModelConfig.from_preset("tiny", prior=name))) for name in PRIORS}
 for prior in (AffinePrior, SplinePrior, LandmarkPrior, NoPrior):
-    names = [name for name, known in PRIORS.items() if known is prior]
+    names = [name for name, kind in built.items() if kind is prior]
     print(f"{', '.join(names):14} {prior.__name__:13} {prior.__doc__.splitlines()[0]}")
 
 # %% [markdown]
@@ -267,7 +268,7 @@ print(tiny.config.prior)
 
 # %%
 for kind in (EvaluationClip, Truth):
-    print(f"a {kind.__name__} holds", ", ".join(field.name for field in fields(kind)))
+    print(kind.__name__, "holds", ", ".join(field.name for field in fields(kind)))
 known = clips[0].truth
 print(f"{known.visible.float().mean():.0%} of the first clip's pixels are visible in its source")
 
