@@ -22,6 +22,9 @@ def part_flows(
     """One flow a point: T_k(z) - z with T_k(z) = p_s + A_s A_d^-1 (z - p_d) (MRFA Eq. 1).
 
     Points and the result are normalised; ``size`` = (h, w) of the flows.
+
+    >>> flows = part_flows(source.points, driving.points, source.affine, driving.affine, (64, 64))
+    >>> coarse = combine(with_background(flows), masks)  # (b, 2, 64, 64)
     """
     grid = identity_grid(*size, device=source_points.device, dtype=source_points.dtype)
     # A_s A_d^-1 as the solution X of X A_d = A_s: steadier than forming the inverse.

@@ -23,7 +23,7 @@ POLISHING = 3  # Gauss-Newton steps
 class BackgroundPredictor(nn.Module):
     """Source and driving frame -> A_bg, the affine map that takes the driving frame's background to the source's.
 
-    The published network is a ResNet-18 that sees both frames and says six numbers. In runs of an hour such a network
+    The published network is a ResNet-18 from both frames to six numbers. In runs of an hour such a network
     learns next to nothing, even from true answers. Here the only thing to learn is which pixels are background, a
     question about a single frame (`losses.background_mask_loss`); the shift is then looked up in how well the two
     backgrounds agree at every shift, and a few steps of least squares add fractions of a pixel, turn and zoom. Sizes

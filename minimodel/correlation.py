@@ -79,6 +79,8 @@ def lookup(
 
     Works on ``chunk`` driving pixels at a time, so that what it holds is (2r + 2)^2 x C x ``chunk`` numbers (of all of
     them while gradients are recorded).
+
+    >>> values = lookup(driving_features, source_features, flow, radius=3, levels=2)  # (b, 98, h, w)
     """
     size = size_of(flow)
     shared = _shared_size(flow, driving_features[:, 0])

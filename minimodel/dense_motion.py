@@ -40,8 +40,8 @@ def dropout_scales(chances: Float[Tensor, "b k"], probability: float) -> Float[T
 class DenseMotion(nn.Module):
     """Decides at every pixel which part it belongs to.
 
-    It sees, for each part, where each of the part's points came to and left from (difference of two Gaussians) and the
-    source moved by that part's flow. The driving frame itself it never sees: masks are chosen by what fits together.
+    Its input holds, for each part, where each of the part's points came to and left from (difference of two Gaussians)
+    and the source moved by that part's flow. The driving frame is no input: masks are chosen by what fits together.
 
     ``coarser`` and ``finer`` ask for occlusions at that many resolutions below and above its own as well, each read
     from the decoder's layer of that size; for finer ones the decoder goes on (TPSM section 3.2).

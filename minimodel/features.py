@@ -185,7 +185,10 @@ def load_features(name: str = "faces") -> FaceFeatures | VGG19:
     """Frozen features by name, with the name of what was really loaded in ``.source``.
 
     "faces" are the shipped ones. "vgg19" downloads torchvision's weights once (checksummed) and falls back to "faces",
-    with a warning, where they can't be had. Anything else is the path of a file with torchvision's VGG-19 weights.
+    with a warning, where they can't be had. Anything else is the path of a file with torchvision's VGG-19 weights;
+    MinimodelError for a file of anything else.
+
+    >>> layers = load_features("faces")(pictures)  # (b, 3, h, w) in [0, 1] -> a list of (b, c, h_l, w_l)
     """
     network: FaceFeatures | VGG19
     if name == "faces":

@@ -159,7 +159,7 @@ class InpaintingNetwork(SourceEncoder):
 
 
 class ResidualGenerator(nn.Module, Generator):
-    """Sees the warped source E and the flow F that warped it; paints R, and says by a mask M where to show it:
+    """From the warped source E and the flow F that warped E: a picture R, and a mask M of where R is shown:
     T = E (1 - M) + R M (S2D Eq. 2).
 
     A convolution, ``levels`` times down, ``blocks`` residual blocks, up again, without skip connections: what is sharp
@@ -203,8 +203,8 @@ class ResidualGenerator(nn.Module, Generator):
         return torch.sigmoid(painted), mask
 
     def paint(self, source: SourceState, stages: Stages) -> Painting:
-        """Eq. 2's mask, as an occlusion: the generator decides where the warped source is to be trusted. Where a
-        refinement has an opinion, it has a say."""
+        """Eq. 2's mask, as an occlusion: the generator decides where the warped source is to be trusted. The
+        logits of a refinement are added."""
         painted, mask = self(stages.warped_source, stages.flows[-1])
         return painted, stages.occlusions[-1] - mask
 

@@ -49,7 +49,7 @@ class KeypointDetector(nn.Module):
     doesn't survive averaging. ``with_affine`` False leaves the matrices out.
 
     With ``spread`` every point begins at a random place of its own, and looks for its heatmap's maximum around there:
-    the five points of a spline say nothing about bending while all lie in the middle of the picture.
+    the five points of a spline show no bending while all lie in the middle of the picture.
     """
 
     places: Tensor | None
@@ -107,14 +107,14 @@ class KeypointDetector(nn.Module):
 class SplineDetector(nn.Module):
     """Image -> the N points of each of K splines, found without labels (TPSM section 3.1); inside the image.
 
-    A residual network says the positions themselves; there are no heatmaps. ``sizes`` are those of `ResNet`.
+    A residual network gives the positions themselves; there are no heatmaps. ``sizes`` are those of `ResNet`.
     """
 
     def __init__(self, splines: int, points: int, **sizes):
         super().__init__()
         self.points, self.step = points, 1
         self.network = ResNet(3, 2 * splines * points, **sizes)
-        # Five points in one place say nothing about bending: splines start spread over the image.
+        # Five points in one place show no bending: splines start spread over the image.
         start = torch.empty(2 * splines * points).uniform_(-0.8, 0.8)
         self.network.head.bias.data = torch.logit((start + 1) / 2)
 

@@ -1,7 +1,7 @@
 """From 74 landmarks to a dense flow: AdaIN, Add_Motion, one global branch and three local ones (S2D section 3.2).
 
-A branch never sees the driving frame. It looks at the source, or at a box of it, and two vectors of coordinates tell it
-where the landmarks are in the source and where they should come to.
+The driving frame is no input of a branch. Its inputs are the source, or a box of the source, and two vectors of
+coordinates: where the landmarks are in the source, and where the landmarks should come to.
 
 Notebook: ``notebooks/05_landmark_motion.ipynb``.
 """
@@ -21,7 +21,7 @@ from minimodel.landmarks import LANDMARKS
 from minimodel.motion import CoarseMotion
 from minimodel.warping import full_precision, identity_grid, resize_flow, sample, size_of
 
-# What each local branch is told: an eye with its brow, pupil and lid middles, or the lips. Right is the subject's.
+# The landmarks of each local branch: an eye with its brow, pupil and lid middles, or the lips. Right is the subject's.
 REGIONS = {
     "right eye": (*range(17, 22), *range(36, 42), 68, 70, 71),
     "left eye": (*range(22, 27), *range(42, 48), 69, 72, 73),
@@ -65,8 +65,8 @@ class _FixedStatistics(nn.Module):
 class AddMotion(nn.Module):
     """x + W (D - S): how far each landmark moves, through a fully connected layer, added to hidden features.
 
-    The layer's output is a map of ``side`` x ``side`` places, brought to the size of x: a jaw that drops says something
-    about the lower half. One number a channel for all places would be lost in the next normalisation.
+    The layer's output is a map of ``side`` x ``side`` places, brought to the size of x: a jaw that drops moves the lower
+    half alone. One number a channel for all places would be lost in the next normalisation.
     """
 
     gain = 10.0  # landmarks move by tenths, a pupil by less: without it the layer learns that much more slowly
@@ -96,8 +96,7 @@ class _AdaptiveBlock(nn.Module):
 class MotionBranch(nn.Module):
     """A picture and two landmark vectors -> a flow, and one logit a pixel (a local branch's mask, or occlusion).
 
-    An hourglass whose way down is told about the source's landmarks and whose way up about the driving ones, both by
-    AdaIN; Add_Motion joins in at the lowest level and after every step up. ``side`` is the lowest level's at the size
+    An hourglass: AdaIN brings the source's landmarks into the way down and the driving ones into the way up; Add_Motion joins in at the lowest level and after every step up. ``side`` is the lowest level's at the size
     that the branch is trained at.
     """
 

@@ -147,7 +147,10 @@ class HeatmapNetwork(nn.Module):
 
 
 class LandmarkDetector(nn.Module):
-    """Picture -> landmarks: heatmaps of the whole face, read by DSNT, then a second look at each eye from nearby."""
+    """Picture -> landmarks: heatmaps of the whole face, read by DSNT, then a second look at each eye from nearby.
+
+    >>> points = LandmarkDetector.load().find(pictures)  # (b, 3, h, w) in [0, 1] -> (b, 74, 2), normalised
+    """
 
     def __init__(self, config: DetectorConfig = DetectorConfig()):
         super().__init__()

@@ -30,6 +30,8 @@ def perceptual_loss(
     11).
 
     Scales that leave a side under ``smallest`` pixels are dropped; ``layers`` takes only so many of the first layers.
+
+    >>> loss = perceptual_loss(load_features("faces"), output.image, driving)
     """
     total = generated.new_zeros(())
     for scale in scales:

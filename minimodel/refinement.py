@@ -80,14 +80,14 @@ def _channels_last(x: Tensor) -> Tensor:
 
 def _head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     last = nn.Conv2d(hidden, outputs, 3, padding=1)
-    # Refinement begins as no refinement: the first steps of training see exactly the coarse flow.
+    # Refinement begins as no refinement: the first steps of training use exactly the coarse flow.
     zero_convolution(last)
     return nn.Sequential(nn.Conv2d(inputs, hidden, 3, padding=1), nn.ReLU(inplace=True), last)
 
 
 class MotionRefiner(nn.Module):
     """The loop over scales, coarsest first, with Eq. 7: at every scale the coarse flow is resized afresh, and only the
-    residuals are upsampled and summed, so that what F_0 knows in detail is never lost in its own downsampling.
+    residuals are upsampled and summed, so that the detail of F_0 is never lost in its own downsampling.
 
     ``iterations`` counts scales from the coarsest; finer ones reuse the upsampled residuals. ``update_flow``,
     ``update_occlusion`` and ``warped_source`` switch off one path each, for the paper's Table 4.

@@ -1,7 +1,7 @@
-"""Points and affine matrices from a transformer: tokens that say motion beside tokens that show the image (the MTIA
+"""Points and affine matrices from a transformer: tokens for motion beside tokens for the image (the MTIA
 prior of MRFA section 4; Tao et al. 2022, "Motion Transformer for Unsupervised Image Animation").
 
-What a heatmap says about a part depends on what lies around it. A token asks the whole image, and the other parts.
+A heatmap depends on what lies around a part. A token attends to the whole image, and to the other parts.
 
 Notebook: ``notebooks/03_unsupervised_keypoints.ipynb``.
 """

@@ -66,7 +66,10 @@ def fit_spline(
     ``regularisation`` lambda trades exactness for straightness: T may miss each value by lambda w_i. It is added to the
     kernel block alone, so that affine maps stay exact (scipy calls lambda / 2 ``smoothing``: its kernel is U / 2).
     Points that leave the map open (on one line, in one place) or contradict each other give the smallest coefficients
-    among those that fit best.
+    among those that fit best. MinimodelError for a negative lambda.
+
+    >>> spline = fit_spline(driving_points, source_points)  # (b, k, n, 2) both
+    >>> flow = spline.flow((64, 64))  # (b, k, 2, 64, 64)
     """
     if regularisation < 0:
         raise MinimodelError(f"regularisation is {regularisation}: expected 0 or more")

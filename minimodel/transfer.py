@@ -39,6 +39,9 @@ def transfer(
 
     "relative" counts movement from ``start_frame``, or from the frame whose points lie most like the source's; "avd"
     needs its ``network``. MinimodelError for a start frame that the film doesn't have, or without the network.
+
+    >>> source, film = model.encode_source(photo), model.encode_film(frames)
+    >>> pictures = model.render_film(source, transfer("relative", source.motion, film))
     """
     check_choice("mode", mode, MODES)
     if mode == "relative":

@@ -58,6 +58,8 @@ def warp(
 
     ``padding`` says what lies outside the image: "border" repeats its edge, "zeros" is black. ``mode`` "bilinear" mixes
     the four pixels around a place, "nearest" takes one, for labels.
+
+    >>> warped = warp(picture, resize_flow(flow, size_of(picture)))  # (b, 3, height, width)
     """
     grid = identity_grid(*flow.shape[-2:], device=flow.device, dtype=flow.dtype) + flow
     if (mode, padding) == ("bilinear", "border") and _reads_rows(image, flow):

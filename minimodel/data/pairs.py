@@ -165,7 +165,12 @@ def augment(
 
 
 class VideoPairs(PairSource):
-    """Random pairs of frames of films, each pair from one clip."""
+    """Random pairs of frames of films, each pair from one clip; MinimodelError for a clip of one frame.
+
+    >>> pairs = VideoPairs("clips", 64)
+    >>> samples = pairs.draw(8, torch.Generator().manual_seed(0))
+    >>> source, driving = pairs.load(samples, torch.arange(8), torch.device("cpu"))  # (8, 3, 64, 64) each
+    """
 
     def __init__(self, root: str | Path, size: int, augmentation: Augmentation | None = None):
         # Rotated frames are sampled from larger ones, or they would be blurred.

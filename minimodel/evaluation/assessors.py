@@ -1,9 +1,9 @@
-"""Networks that judge faces for the metrics: where the landmarks are, who it is, how the head is turned, what the face
+"""Assessors: networks that read faces for the metrics: where the landmarks are, who it is, how the head is turned, what the face
 does.
 
 The papers ask other people's networks: a landmark detector (AKD, MKR), OpenFace (AED), py-feat (ARD, AUH), Inception
 (FID). Ours are small and shipped, so that every metric runs everywhere, and were trained on the rendered faces, of
-which all answers are known. Numbers by one set of judges can't be compared with numbers by another.
+which all answers are known. Numbers by one set of assessors can't be compared with numbers by another.
 
 `minimodel.evaluation.metrics.fid` takes any network's features. Those of ours are `minimodel.features.FaceFeatures`;
 the published network is `minimodel.evaluation.inception.Inception`.
@@ -66,7 +66,7 @@ class ReaderConfig:
 class FaceReader(nn.Module):
     """A face's picture and landmarks -> who it is, how the head is turned, what the face does.
 
-    Two networks in one: a residual one sees the picture, and says the first two. It didn't learn to read lids, lips and
+    Two networks in one: a residual one reads the first two from the picture. It didn't learn to read lids, lips and
     brows, of which a few of 64 x 64 pixels tell, in 15 minutes; so these are read from the landmarks.
     """
 
@@ -144,7 +144,7 @@ def active_units(expression: Float[Tensor, "b 7"]) -> Bool[Tensor, "b 9"]:
 
 @dataclass(frozen=True)
 class Assessment:
-    """What judges say about pictures: what the metrics compare."""
+    """What assessors find in pictures: what the metrics compare."""
 
     points: Float[Tensor, "b k 2"]  # landmarks, normalised
     found: Bool[Tensor, "b k"]  # which of them the detector is sure of

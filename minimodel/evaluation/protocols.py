@@ -97,6 +97,9 @@ def evaluate(
     A model that moves by landmarks is given the clip's if it has some: its numbers then say nothing about a detector.
     ``assessors`` (see `minimodel.evaluation.assessors.Assessors`) add what they say of the pictures, which takes longer
     than all the rest; ``distances`` are more measures of a picture and its target (b, 3, h, w), by name.
+
+    >>> scores = evaluate(model, load_evaluation("synthetic", 64), load_features("faces"))
+    >>> print(scores.table())
     """
     lines: Lines = {"model": {}, "copy": {}}
     with evaluation_mode(model) as device:

@@ -51,7 +51,7 @@ class TrainLandmarksConfig:
     batch: int = 16
     """Rendered faces a step; with --video half of them give way to pairs of neighbouring frames."""
     registration: float = 5.0
-    """What a pixel off in the registration loss counts for, beside a pixel off on an rendered face."""
+    """What a pixel off in the registration loss counts for, beside a pixel off on a rendered face."""
     seed: int = 0
     device: Device = "auto"
     """What computes; the best there is unless given."""
