@@ -65,8 +65,8 @@ class _FixedStatistics(nn.Module):
 class AddMotion(nn.Module):
     """x + W (D - S): how far each landmark moves, through a fully connected layer, added to hidden features.
 
-    The layer's output is a map of ``side`` x ``side`` places, brought to the size of x: a jaw that drops moves the lower
-    half alone. One number a channel for all places would be lost in the next normalisation.
+    The layer's output is a map of ``side`` x ``side`` places, brought to the size of x: a jaw that drops moves
+    the lower half alone. One number a channel for all places would be lost in the next normalisation.
     """
 
     gain = 10.0  # landmarks move by tenths, a pupil by less: without it the layer learns that much more slowly
@@ -96,8 +96,9 @@ class _AdaptiveBlock(nn.Module):
 class MotionBranch(nn.Module):
     """A picture and two landmark vectors -> a flow, and one logit a pixel (a local branch's mask, or occlusion).
 
-    An hourglass: AdaIN brings the source's landmarks into the way down and the driving ones into the way up; Add_Motion joins in at the lowest level and after every step up. ``side`` is the lowest level's at the size
-    that the branch is trained at.
+    An hourglass: AdaIN brings the source's landmarks into the way down and the driving ones into the way up. Add_Motion
+    joins in at the lowest level and after every step up. ``side`` is the lowest level's at the size that the branch is
+    trained at.
     """
 
     unit = 0.1  # of the flow head's output, in sides: a pixel is a small number, which one step of Adam would jump over

@@ -1,5 +1,5 @@
-"""Assessors: networks that read faces for the metrics: where the landmarks are, who it is, how the head is turned, what the face
-does.
+"""Assessors, networks that read faces for the metrics: where the landmarks are, who it is, how the head is turned,
+what the face does.
 
 The papers ask other people's networks: a landmark detector (AKD, MKR), OpenFace (AED), py-feat (ARD, AUH), Inception
 (FID). Ours are small and shipped, so that every metric runs everywhere, and were trained on the rendered faces, of
