@@ -640,6 +640,6 @@ assert error["labels and film"] < min(1.1 * error["before"], 1.1 * error["labels
 # ## Read next
 #
 # The code of this notebook: [`minimodel/landmarks.py`](../minimodel/landmarks.py), the training in
-# [`minimodel/training/`](../minimodel/training/) (`minimodel train-landmarks --help`). `minimodel find-landmarks film.mp4`
+# [`minimodel/training/landmarks.py`](../minimodel/training/landmarks.py) (`minimodel train-landmarks --help`). `minimodel find-landmarks film.mp4`
 # writes the points of a film of yours. Next: [5 · Landmark motion](05_landmark_motion.ipynb), a photo that moves by
 # nothing but these points.

@@ -539,6 +539,6 @@ show.pictures({name: frames[[2, 7, 12, 17, 22]] for name, frames in rows.items()
 #
 # The code of this notebook: [`minimodel/transfer.py`](../minimodel/transfer.py),
 # `evaluate_transfer` in [`minimodel/evaluation/protocols.py`](../minimodel/evaluation/protocols.py), `train_avd` in
-# [`minimodel/training/`](../minimodel/training/). On your own photo:
+# [`minimodel/training/avd.py`](../minimodel/training/avd.py). On your own photo:
 # `minimodel animate --mode relative --source me.jpg --driving somebody.mp4`. Next:
 # [11 · Train a full model](11_train_a_full_model.ipynb).

@@ -73,9 +73,18 @@ TAUGHT = (
 )
 # What notebooks use without saying its name.
 WITHOUT_A_CELL = {
-    "evaluation/protocols": {"Scores", "sample_flow"},  # what `evaluate` returns, and a step of `invert_flow_at`
-    "motion": {"StructureLookup"},  # the kind of thing that `Correlation` is
+    "config": {"System"},  # the rows of `SYSTEMS`
+    # What the factory and a benchmark's inner loop are made of.
+    "model": {"build_generator", "build_refiner", "build_structure"},
+    "evaluation/protocols": {
+        *("Renderer", "Scores", "evaluation_mode", "source_of"),
+        *("measure_pictures", "measure_truth", "measure_transfer", "render_transfers"),
+    },
+    "motion": {"StructureLookup", "TrainingPair"},  # the kind of thing that `Correlation` is; what loss terms look at
+    "priors": {"Prior"},  # what the four have in common
     "tps": {"backward_spline"},  # a step of `part_flows`
+    "transfer": {"own_avd"},  # of published models
+    "warping": {"flow_from_pixels", "flow_to_pixels", "sample_flow", "size_of"},  # steps of functions that have cells
 }
 
 
