@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from minimodel.blocks import ConvBlock, DownBlock, ResidualBlock, UpBlock
 from minimodel.losses import Discriminator, warp_loss
 from minimodel.motion import SourceState, Stages, TrainingPair
-from minimodel.warping import warp
+from minimodel.warping import resize_flow, size_of, warp
 
 Painting = tuple[Tensor, Tensor | None]
 
@@ -29,6 +29,7 @@ class Generator(Protocol):
     ``step``: both sides of a picture must be multiples of it.
     ``uses_features``: whether `paint` reads ``source.features``; refinement reads them in any case.
     ``loss_uses_features``: whether `loss_terms` does, also in steps that train motion alone.
+    ``gated``: whether the stages' occlusions are all its gates, so that it can learn behind others, known to be right.
     """
 
     scales: int
@@ -36,6 +37,7 @@ class Generator(Protocol):
     step: int
     uses_features: bool = True
     loss_uses_features: bool = False
+    gated: bool = True
 
     def encode(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """Features of the source, coarsest first; computed once a source."""
@@ -92,31 +94,71 @@ class GatedUNet(SourceEncoder):
     With ``blend`` the finest occlusion chooses once more, between the warped source itself and what was painted. The
     paper doesn't have this step, its published code does. Without it the first hours of training give blurred faces on
     blurred backgrounds.
+
+    With ``coarse_stream`` the decoder also sees, at every scale, the source's features as the coarse flow warps them: a
+    1x1 convolution joins them to what the scale has made. MRFA's published code has such a stream where it refines and
+    none where it doesn't, so its Table 3 compares two generators. The joint starts as the identity.
     """
 
-    def __init__(self, *, base: int, levels: int, maximum: int, outer_kernel: int, norm: str, blend: bool = True):
+    def __init__(
+        self,
+        *,
+        base: int,
+        levels: int,
+        maximum: int,
+        outer_kernel: int,
+        norm: str,
+        blend: bool = True,
+        coarse_stream: bool = False,
+    ):
         super().__init__(base=base, levels=levels, maximum=maximum, outer_kernel=outer_kernel, norm=norm)
         self.blend = blend
         widths = self.feature_channels[::-1]
         self.residual = nn.ModuleList(ResidualBlock(widths[i + 1], norm=norm) for i in reversed(range(levels)))
         self.up = nn.ModuleList(UpBlock(widths[i + 1], widths[i], norm=norm) for i in reversed(range(levels)))
         self.last = nn.Conv2d(base, 3, outer_kernel, padding=outer_kernel // 2)
+        self.joints = nn.ModuleList(_joint(width) for width in self.feature_channels) if coarse_stream else None
 
     def forward(
-        self, features: list[Tensor], flows: list[Tensor], occlusions: list[Tensor]
+        self,
+        features: list[Tensor],
+        flows: list[Tensor],
+        occlusions: list[Tensor],
+        *,
+        coarse_flow: Float[Tensor, "b 2 h w"] | None = None,
     ) -> Float[Tensor, "b 3 height width"]:
-        """Eq. 9-10; ``flows`` (normalised) and ``occlusions`` (logits) have the features' sizes, coarsest first."""
+        """Eq. 9-10; ``flows`` (normalised) and ``occlusions`` (logits) have the features' sizes, coarsest first.
+        ``coarse_flow`` is for the coarse stream alone."""
         x = warp(features[0], flows[0]) * torch.sigmoid(occlusions[0])
-        for feature, flow, occlusion, residual, up in zip(
-            features[1:], flows[1:], occlusions[1:], self.residual, self.up, strict=True
-        ):
+        x = self._join(0, x, features[0], coarse_flow)
+        scales = zip(features[1:], flows[1:], occlusions[1:], self.residual, self.up, strict=True)
+        for scale, (feature, flow, occlusion, residual, up) in enumerate(scales, start=1):
             visible = torch.sigmoid(occlusion)
             x = warp(feature, flow) * visible + up(residual(x)) * (1 - visible)
+            x = self._join(scale, x, feature, coarse_flow)
         return torch.sigmoid(self.last(x).float())
 
     def paint(self, source: SourceState, stages: Stages) -> Painting:
-        painted = self(source.features, stages.flows[1:], stages.occlusions[1:])
+        coarse = stages.coarse.flow if self.joints is not None else None
+        painted = self(source.features, stages.flows[1:], stages.occlusions[1:], coarse_flow=coarse)
         return painted, stages.occlusions[-1] if self.blend else None
+
+    def _join(self, scale: int, x: Tensor, feature: Tensor, coarse_flow: Tensor | None) -> Tensor:
+        if self.joints is None:
+            return x
+        if coarse_flow is None:
+            raise ValueError("the generator has a coarse stream, but no coarse_flow was given")
+        coarse = warp(feature, resize_flow(coarse_flow, size_of(feature)))
+        return self.joints[scale](torch.cat([x, coarse], dim=1))
+
+
+def _joint(width: int) -> nn.Conv2d:
+    """A 1x1 convolution of 2 x ``width`` channels that hands through the first ``width``, until it learns better."""
+    joint = nn.Conv2d(2 * width, width, 1)
+    nn.init.dirac_(joint.weight)
+    if joint.bias is not None:
+        nn.init.zeros_(joint.bias)
+    return joint
 
 
 class InpaintingNetwork(SourceEncoder):
@@ -167,6 +209,7 @@ class ResidualGenerator(nn.Module, Generator):
     """
 
     uses_features = False
+    gated = False
 
     def __init__(self, *, base: int, levels: int, maximum: int, blocks: int, outer_kernel: int, norm: str, scales: int):
         super().__init__()

@@ -145,12 +145,19 @@ class AnimationModel(nn.Module):
 
     def render(self, source: SourceState, motion: Motion, *, part_scales: Tensor | None = None) -> Output:
         """The source in ``motion``. Motion of batch B moves a source of batch B, or of batch 1 for all of them."""
-        stages = self.move(source, motion, part_scales=part_scales)
-        painted, occlusion = self.generator.paint(source.expand(len(motion)), stages)
+        return self.paint(source, self.move(source, motion, part_scales=part_scales))
+
+    def paint(self, source: SourceState, stages: Stages, *, gates: list[Tensor] | None = None) -> Output:
+        """The second half of `render`, after `move`. ``gates`` (logits, one of each scale, coarsest first) take the
+        place of the stages' occlusions; the output keeps those. So a generator can learn behind gates that are known to
+        be right."""
+        used = stages if gates is None else dataclasses.replace(stages, occlusions=[stages.occlusions[0], *gates])
+        painted, occlusion = self.generator.paint(source.expand(len(stages.warped_source)), used)
         known = dict(vars(stages))
         if occlusion is None:
             return Output(image=painted, painted=painted, **known)
-        known["occlusions"] = [*stages.occlusions[:-1], occlusion]
+        if gates is None:
+            known["occlusions"] = [*stages.occlusions[:-1], occlusion]
         visible = torch.sigmoid(occlusion)
         return Output(image=stages.warped_source * visible + painted * (1 - visible), painted=painted, **known)
 
@@ -301,8 +308,10 @@ def build_generator(config: ModelConfig) -> Generator:
     if config.generator == "residual":
         shared |= dict(blocks=config.residual_blocks, scales=config.unet.levels + 1)
         return ResidualGenerator(**dataclasses.asdict(config.residual), **shared)
-    network = InpaintingNetwork if config.generator == "inpainting" else GatedUNet
-    return network(**dataclasses.asdict(config.scale_sizes), blend=config.blend, **shared)
+    shared |= dict(**dataclasses.asdict(config.scale_sizes), blend=config.blend)
+    if config.generator == "inpainting":
+        return InpaintingNetwork(**shared)
+    return GatedUNet(**shared, coarse_stream=config.coarse_stream)
 
 
 def build_structure(config: ModelConfig) -> StructureCorrelation:

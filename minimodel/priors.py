@@ -303,7 +303,7 @@ def build_prior(config: ModelConfig) -> Prior:
 def _detector(config: ModelConfig, points: int, **options: bool) -> KeypointDetector:
     return KeypointDetector(
         points,
-        scale=config.coarse_scale,
+        scale=config.detector_scale or config.coarse_scale,
         folded=config.folded,
         **dataclasses.asdict(config.detector),
         head_kernel=config.head_kernel,
