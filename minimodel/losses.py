@@ -1,5 +1,6 @@
-"""The losses of the papers (MRFA section 3.4; TPSM section 3.3; S2D section 3.4), and two of our own: `smoothness` and
-`background_mask_loss`.
+"""The losses of the papers (MRFA section 3.4; TPSM section 3.3; S2D section 3.4), and some of our own: `smoothness`,
+`background_mask_loss`, and four that ask the truth, which rendered faces know: `true_flow_loss`, `visibility_loss`,
+`hidden_loss`, `matching_loss`.
 
 Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
 """
@@ -14,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from minimodel.tps import Spline
-from minimodel.warping import flow_to_pixels, full_precision, resize_flow, size_of, warp
+from minimodel.warping import flow_to_pixels, full_precision, identity_grid, resize_flow, size_of, to_pixels, warp
 
 
 def perceptual_loss(
@@ -119,6 +120,96 @@ def smoothness(flow: Float[Tensor, "b 2 h w"]) -> Float[Tensor, ""]:
     """
     pixels = flow_to_pixels(flow)
     return pixels.diff(dim=-1).abs().mean() + pixels.diff(dim=-2).abs().mean()
+
+
+def true_flow_loss(
+    flows: Sequence[Float[Tensor, "b 2 _ _"]],
+    true_flow: Float[Tensor, "b 2 h w"],
+    weight: Float[Tensor, "b 1 h w"],
+    *,
+    decay: float = 0.6,
+) -> Float[Tensor, ""]:
+    """Mean distance of the flows of all stages to the true one, in pixels of the true one, each enlarged to its size.
+
+    The first stage, the prior's, counts as much as the last one; on the way there each stage counts ``decay`` times as
+    much as the next, as in RAFT: the error of a flow of a few pixels is mostly what so few pixels can't say. ``weight``
+    says how much each pixel counts: 0 where the source doesn't show what stands there, for such a pixel has no arrow
+    that a warp could use. Rendered faces know both.
+    """
+    loss, total = true_flow.new_zeros(()), 0.0
+    for stage, flow in enumerate(flows):
+        missed = flow_to_pixels(resize_flow(flow, size_of(true_flow)) - true_flow)
+        distance = (missed.square().sum(1, keepdim=True) + 1e-6).sqrt()  # the root alone has no slope at zero
+        counts = 1.0 if stage == 0 else decay ** (len(flows) - 1 - stage)
+        loss = loss + counts * (distance * weight).sum() / weight.sum().clamp_min(1e-6)
+        total += counts
+    return loss / total
+
+
+def visibility_loss(
+    occlusions: Sequence[Float[Tensor, "b 1 _ _"]],
+    visible: Float[Tensor, "b 1 h w"],
+    known: Float[Tensor, "b"] | None = None,
+    *,
+    sharpness: float = 3.0,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the occlusion logits of all stages with what the source truly shows (1, or 0 where it doesn't).
+
+    Visible and hidden pixels count for one half each: otherwise "all is visible" would be right in nine of ten pixels.
+    A stage coarser than ``visible`` is compared with its averages. ``known`` leaves out pairs (0) of unknown truth.
+
+    The logits are divided by ``sharpness`` first, so they learn to be that many times as far from zero as their
+    certainty says. What the gate takes for visible stays the same, and it mixes less: a gate that is open to .7 where
+    it is right three times of four blurs everything.
+    """
+    known = visible.new_ones(len(visible)) if known is None else known
+    means = []
+    for logits in occlusions:
+        share = resize_flow(visible, size_of(logits))
+        seen, hidden = share * known.view(-1, 1, 1, 1), (1 - share) * known.view(-1, 1, 1, 1)
+        logits = logits / sharpness
+        shut = (seen * F.softplus(-logits)).sum() / seen.sum().clamp_min(1e-6)
+        left_open = (hidden * F.softplus(logits)).sum() / hidden.sum().clamp_min(1e-6)
+        means.append((shut + left_open) / 2)
+    return torch.stack(means).mean()
+
+
+def hidden_loss(
+    painted: Float[Tensor, "b 3 h w"], driving: Float[Tensor, "b 3 h w"], visible: Float[Tensor, "b 1 h w"]
+) -> Float[Tensor, ""]:
+    """Mean absolute difference of the colours where ``visible`` is 0: nothing can be fetched there."""
+    hidden = 1 - visible
+    return ((painted - driving).abs().mean(1, keepdim=True) * hidden).sum() / hidden.sum().clamp_min(1)
+
+
+@full_precision
+def matching_loss(
+    volume: Float[Tensor, "b h w height width"],
+    true_flow: Float[Tensor, "b 2 _ _"],
+    visible: Float[Tensor, "b 1 _ _"],
+) -> Float[Tensor, ""]:
+    """Cross-entropy of each driving place's scores (`minimodel.correlation.volume`) over all source places with where
+    it truly came from: the four places around that point, by their bilinear shares.
+
+    Only places that are visible as a whole count. As long as features don't match, an updater learns to ignore the
+    lookup, and then no gradient tells them to; this loss tells them directly.
+    """
+    height, width, rows, columns = volume.shape[1:]
+    flow, seen = (resize_flow(each, (height, width)) for each in (true_flow, visible))
+    grid = identity_grid(height, width, device=volume.device, dtype=volume.dtype)
+    position = to_pixels((grid + flow).permute(0, 2, 3, 1), (rows, columns))
+    corner = position.floor()
+    fraction = position - corner
+    scores = torch.log_softmax(volume.flatten(3), dim=-1)
+    loss = torch.zeros_like(seen[:, 0])
+    for right, below in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        x, y = corner[..., 0] + right, corner[..., 1] + below
+        share_x, share_y = (f if side else 1 - f for f, side in zip(fraction.unbind(-1), (right, below), strict=True))
+        inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)
+        index = (y.clamp(0, rows - 1) * columns + x.clamp(0, columns - 1)).long()
+        loss = loss - share_x * share_y * inside * scores.gather(3, index[..., None])[..., 0]
+    counts = (seen[:, 0] > 0.99).to(loss)
+    return (loss * counts).sum() / counts.sum().clamp_min(1)
 
 
 class Discriminator(nn.Module):

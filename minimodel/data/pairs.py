@@ -16,7 +16,7 @@ from minimodel.data import synthetic
 from minimodel.data.framing import center_crop_resize
 from minimodel.data.video import Clip, find_clips
 from minimodel.errors import MinimodelError
-from minimodel.landmarks import LandmarkDetector
+from minimodel.landmarks import LANDMARKS, LandmarkDetector
 from minimodel.tps import random_transforms
 from minimodel.warping import identity_grid, sample
 
@@ -43,6 +43,13 @@ class PairSource(Protocol):
         """What the source knows of ``names`` (see `minimodel.priors.LANDMARK_LABELS`) about these pairs; nothing by
         default."""
         return {}
+
+    def truth(self, samples: Any, slots: Int[Tensor, "n"], device: torch.device) -> dict[str, Tensor]:
+        """What only a renderer knows about these pairs (see `RenderedPairs.truth`); nothing by default."""
+        return {}
+
+
+HOLES = 3  # at most so many a pair
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -74,6 +81,19 @@ class RenderedPairs(PairSource):
             if f"source_{label}" in names:
                 known[f"source_{label}"], known[f"driving_{label}"] = self.both(maker, samples, slots, device)
         return known
+
+    def truth(self, samples: tuple, slots: Tensor, device: torch.device) -> dict[str, Tensor]:
+        """``true_flow`` (n, 2, size, size) from each slot's driving frame to its source; ``visible`` (n, 1, size,
+        size), 1 where the source shows what stands there, else 0; the driving frame's ``true_landmarks`` (n, 74, 2)."""
+
+        def flow_and_visible(faces: synthetic.Faces) -> Tensor:
+            # ``both`` asks about all sources, then all driving faces; each one's partner is half a batch away.
+            partners = faces[torch.arange(len(faces)).roll(len(faces) // 2)]
+            return torch.cat(synthetic.flow_between(faces, partners, self.size), dim=1)
+
+        flow, visible = self.both(flow_and_visible, samples, slots, device)[0].split([2, 1], dim=1)
+        landmarks = self.both(synthetic.landmarks, samples, slots, device)[1]
+        return dict(true_flow=flow, visible=visible, true_landmarks=landmarks)
 
     def both(
         self, what: Callable[[synthetic.Faces], Tensor], samples: tuple, slots: Tensor, device: torch.device
@@ -214,6 +234,10 @@ class PairStream(Dataset):
     the equivariance loss; ``chances`` (b, droppable), the numbers that decide which parts are dropped. ``labels`` name
     what else is needed. A source of pairs that doesn't know landmarks (films) gets those that the ``detector`` finds,
     and one part all over, about which no flow can be wrong.
+
+    With ``truth`` also what `RenderedPairs.truth` gives, and ``known`` (b): 1, or 0 for pairs of a source that doesn't
+    know it, for which everything stands still and is visible; ``lots`` (b, 2) and ``holes`` (b, `HOLES`, 6) are random
+    numbers for `minimodel.training.teaching`.
     """
 
     def __init__(
@@ -229,10 +253,11 @@ class PairStream(Dataset):
         droppable: int = 0,
         labels: Sequence[str] = (),
         detector: LandmarkDetector | None = None,
+        truth: bool = False,
     ):
         self.sources, self.size, self.device, self.batch, self.seed = sources, size, device, batch, seed
         self.rank, self.world_size, self.droppable = rank, world_size, droppable
-        self.labels, self.detector = labels, detector
+        self.labels, self.detector, self.truth = labels, detector, truth
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         generator = step_generator(self.seed, step)
@@ -253,11 +278,27 @@ class PairStream(Dataset):
                 for name in self.labels:
                     value = known[name]
                     labels.setdefault(name, value.new_empty(len(mine), *value.shape[1:]))[slots] = value
+            if self.truth:
+                for name, value in self.known(source, *chosen).items():
+                    labels.setdefault(name, value.new_empty(len(mine), *value.shape[1:]))[slots] = value
         random = dict(control=transform.control, weights=transform.weights, affine=transform.affine)
         if self.droppable:
             random["chances"] = torch.rand(self.batch, self.droppable, generator=generator)
+        if self.truth:  # drawn last, so that all else stays as it is without
+            random["lots"] = torch.rand(self.batch, 2, generator=generator)
+            random["holes"] = torch.rand(self.batch, HOLES, 6, generator=generator)
         item = dict(source=frames[0], driving=frames[1]) | labels
         return item | {name: value[mine].to(self.device) for name, value in random.items()}
+
+    def known(self, source: PairSource, samples: Any, slots: Tensor, device: torch.device) -> dict[str, Tensor]:
+        """What is known of the pairs drawn for ``slots``; see the class."""
+        count = len(slots)
+        truth = source.truth(samples, slots, device)
+        if truth:
+            return truth | dict(known=torch.ones(count, device=device))
+        still = torch.zeros(count, 2, self.size, self.size, device=device)
+        landmarks, known = still.new_zeros(count, LANDMARKS, 2), still.new_zeros(count)
+        return dict(true_flow=still, visible=torch.ones_like(still[:, :1]), true_landmarks=landmarks, known=known)
 
     @torch.no_grad()
     def found(self, frames: Float[Tensor, "2 b 3 h w"]) -> dict[str, Tensor]:

@@ -38,11 +38,12 @@ from minimodel.show import save_picture
 from minimodel.training.checkpoint import RunState, averaged_model, load_checkpoint, save_checkpoint
 from minimodel.training.distributed import share_statistics
 from minimodel.training.objective import LossWeights, TrainingStep
+from minimodel.training.teaching import Teaching
 
 BETAS = (0.5, 0.999)
 LARGEST_GRADIENT = 10.0  # in the infinity norm
-PRESET_RATES = {"tiny": 4e-4, "small": 2e-4, "paper": 2e-4}
-PRESET_FEATURES = {"tiny": "faces", "small": "vgg19", "paper": "vgg19"}
+PRESET_RATES = {"tiny": 4e-4, "tiny-quarter": 4e-4, "small": 2e-4, "paper": 2e-4}
+PRESET_FEATURES = {"tiny": "faces", "tiny-quarter": "faces", "small": "vgg19", "paper": "vgg19"}
 
 
 @dataclass
@@ -96,6 +97,7 @@ class TrainConfig:
     device: Device = "auto"
     """What computes; the best there is unless given. Several devices are given by `accelerate launch`."""
     loss: LossWeights = dataclasses.field(default_factory=LossWeights)
+    teaching: Teaching = dataclasses.field(default_factory=Teaching)
 
     def check(self) -> None:
         """Raise a MinimodelError for settings that can't be."""
@@ -194,12 +196,13 @@ def train(
         labels=model.prior.labels,
         # For films: rendered faces bring their landmarks.
         detector=LandmarkDetector.load().to(data_device) if model.prior.labels else None,
+        truth=config.loss.ask_the_truth,
     )
     # Only the main process evaluates, and on few clips: on all of VoxCeleb's test set it would take hours.
     watched = watched if accelerator.is_main_process else ()
     evaluations = {name: load_evaluation(name, size, most=BENCHMARK_CLIPS) for name in watched}
 
-    step_module = channels_last(TrainingStep(model, features, config.loss), accelerator.device)
+    step_module = channels_last(TrainingStep(model, features, config.loss, config.teaching), accelerator.device)
     average = AveragedModel(model, multi_avg_fn=partial(_average, decay=config.average), use_buffers=True)
     averaged = averaged_model(average)
     learners, parameters = step_module.learners, step_module.learned

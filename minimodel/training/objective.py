@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from minimodel import losses
 from minimodel.dense_motion import dropout_scales
+from minimodel.errors import MinimodelError
 from minimodel.model import AnimationModel
 from minimodel.motion import Output, SourceState, Stages, TrainingPair
 from minimodel.tps import Spline
+from minimodel.training.teaching import Teaching, flow_weight, hole_mask, lent_gates
 from minimodel.warping import resize_flow, size_of, warp
 
 BACKGROUND_FROM = 0.1  # share of the run before which the TPS prior's background stands still
@@ -42,6 +44,19 @@ class LossWeights:
     """Of the parts of the face, moved; for the landmarks prior, as in S2D."""
     adversarial: float = 1.0
     """Of the residual generator, as in S2D."""
+    flow: float = 0.0
+    """Of the distance in pixels of every stage's flow to the true one, which rendered faces know. No paper has it."""
+    visibility: float = 0.0
+    """Of every stage's occlusion, compared with what rendered faces truly show. It also lends the generator true gates
+    at first, see ``teaching``. No paper has it."""
+    matching: float = 0.0
+    """Of the structure correlation: that each place scores highest where it truly came from. No paper has it."""
+    hidden: float = 0.0
+    """Of the colours painted where rendered faces truly hide what is asked for. No paper has it."""
+
+    @property
+    def ask_the_truth(self) -> bool:
+        return max(self.flow, self.visibility, self.matching, self.hidden) > 0
 
 
 def dropout_probability(progress: float) -> float:
@@ -56,9 +71,14 @@ class TrainingStep(nn.Module):
     `minimodel.priors.Prior` and `minimodel.generator.Generator`.
     """
 
-    def __init__(self, model: AnimationModel, features: nn.Module, weights: LossWeights):
+    def __init__(
+        self, model: AnimationModel, features: nn.Module, weights: LossWeights, teaching: Teaching | None = None
+    ):
         super().__init__()
+        if weights.visibility and not model.generator.gated:
+            raise MinimodelError("--loss.visibility with a generator that makes its own mask: it can't be lent gates")
         self.model, self.features, self.weights = model, features, weights
+        self.teaching = Teaching() if teaching is None else teaching
         self.discriminator = model.generator.make_discriminator()
 
     @property
@@ -101,11 +121,16 @@ class TrainingStep(nn.Module):
             stages = model.move(source, motion, part_scales=scales)
             terms |= self.motion_terms(source, stages, driving)
         else:
-            output = stages = model.render(source, motion, part_scales=scales)
-            terms |= self.picture_terms(output, driving)
+            stages = model.move(source, motion, part_scales=scales)
+            output = stages = model.paint(source, stages, gates=self.gates(stages, batch, progress))
+            terms |= self.picture_terms(output, driving, batch.get("lots"))
+            if self.weights.hidden:
+                terms |= self.weighted({"hidden": losses.hidden_loss(output.painted, driving, batch["visible"])})
         if self.weights.smoothness and model.refiner is not None:
             added = stages.flows[-1] - resize_flow(stages.flows[0], size_of(driving))
             terms |= self.weighted({"smoothness": losses.smoothness(added)})
+        if self.weights.ask_the_truth:
+            terms |= self.truth_terms(stages, batch)
         pair = TrainingPair(batch, source, motion, stages)
         return terms | self.weighted(model.prior.loss_terms(pair) | model.generator.loss_terms(pair))
 
@@ -127,15 +152,43 @@ class TrainingStep(nn.Module):
             terms["coarse"] = self.difference(warp(source.image, coarse), driving, MOTION_LAYERS)
         return terms
 
-    def picture_terms(self, output: Output, driving: Tensor) -> dict[str, Tensor]:
-        """The rendered picture, and what was painted before it was blended with the warped source."""
+    def picture_terms(self, output: Output, driving: Tensor, lots: Tensor | None = None) -> dict[str, Tensor]:
+        """The rendered picture, and what was painted before it was blended with the warped source. Behind gates that
+        are right the two seldom differ, and one of them a pair costs half: ``lots`` (b, 2) decide which."""
+        blended = output.painted is not output.image
+        if blended and self.weights.visibility and lots is not None:
+            chosen = (lots[:, 1] < 0.5).view(-1, 1, 1, 1)
+            return {"perceptual": self.difference(torch.where(chosen, output.image, output.painted), driving)}
         terms = {"perceptual": self.difference(output.image, driving)}
-        if output.painted is not output.image:
+        if blended:
             # Or the generator would hardly learn wherever the gate trusts the warped source, which soon is everywhere.
             terms["painted"] = self.difference(output.painted, driving)
         if self.discriminator is not None:
             terms |= self.adversaries(self.discriminator, output.image, driving)
         return terms
+
+    def gates(self, stages: Stages, batch: dict[str, Tensor], progress: float) -> list[Tensor] | None:
+        """The gates that the generator is lent where visibility is taught; None where it isn't."""
+        if not self.weights.visibility:
+            return None
+        teaching, visible = self.teaching, batch["visible"]
+        own = (batch["lots"][:, 0] < teaching.own_share(progress)) | (batch["known"] == 0)
+        solid = hole_mask(batch["holes"], size_of(visible), chance=teaching.holes, largest=teaching.largest_hole)
+        return lent_gates(stages.occlusions[1:], visible * solid, own)
+
+    def truth_terms(self, stages: Stages, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What rendered faces say about the stages; pairs of films have no say."""
+        weights = self.weights
+        visible = batch["visible"] * batch["known"].view(-1, 1, 1, 1)
+        terms = {}
+        if weights.flow:
+            counts = flow_weight(visible, batch["true_landmarks"], self.teaching.focus)
+            terms["flow"] = losses.true_flow_loss(stages.flows, batch["true_flow"], counts)
+        if weights.visibility:
+            terms["visibility"] = losses.visibility_loss(stages.occlusions, batch["visible"], batch["known"])
+        if weights.matching and stages.correlation is not None:
+            terms["matching"] = losses.matching_loss(stages.correlation.volume(), batch["true_flow"], visible)
+        return self.weighted(terms)
 
     def adversaries(self, discriminator: nn.Module, image: Tensor, driving: Tensor) -> dict[str, Tensor]:
         """S2D Eq. 5 and 6. One backward pass serves both sides: the discriminator sees the picture detached, and the

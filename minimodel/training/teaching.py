@@ -1,0 +1,86 @@
+"""Rendered faces as teachers: gates that the generator is lent until the model's own are good enough, holes for it to
+paint, and how much each pixel of a true flow counts.
+
+The papers learn from pictures alone, and so does every training here unless ``--loss.flow`` or ``--loss.visibility``
+asks for the truth.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from minimodel.evaluation.benchmark import LEFT_EYE, MOUTH, RIGHT_EYE, around
+from minimodel.warping import identity_grid, resize_flow, size_of, to_pixels
+
+SMALLEST_HOLE = 0.06  # radius in normalised units
+CLOSED = 1e-3  # how far a gate that truth shuts stays open: a logit must be finite
+
+
+@dataclass
+class Teaching:
+    """How truth is used beside the losses that ask for it."""
+
+    forced_until: float = 0.5
+    """Share of the run in which all of the generator's gates are true visibility. Gates that it learns behind have to
+    be right from the first step: behind open ones nothing is painted, and so nothing learns to paint."""
+    own_from: float = 0.8
+    """Share of the run from which all gates are the model's own. In between more and more pairs have them."""
+    holes: float = 0.4
+    """Chance of each of three holes a pair, which shut gates that truth leaves open: places to paint where the answer
+    is known. Only as long as truth makes the gates."""
+    largest_hole: float = 0.3
+    """Radius of the largest hole, in halves of the picture's side."""
+    focus: float = 0.5
+    """Share of the flow's loss for the boxes around eyes and mouth. Together they are a tenth of the picture, and what
+    moves in them is small."""
+
+    def own_share(self, progress: float) -> float:
+        """The share of pairs whose gates are the model's own, at a share of the run."""
+        if self.own_from <= self.forced_until:
+            return float(progress >= self.forced_until)
+        return min(max((progress - self.forced_until) / (self.own_from - self.forced_until), 0.0), 1.0)
+
+
+def hole_mask(
+    numbers: Float[Tensor, "b n 6"], size: tuple[int, int], *, chance: float, largest: float
+) -> Float[Tensor, "b 1 h w"]:
+    """0 within ellipses at random places, of random sizes and turned at random, 1 around them. Six numbers, uniform in
+    [0, 1), make each of the ``n`` holes, which is there with a ``chance``."""
+    x, y, length, roundness, turn, there = numbers.unbind(-1)
+    grid = identity_grid(*size, device=numbers.device, dtype=numbers.dtype)
+    across = grid[0] - (1.8 * x - 0.9)[..., None, None]
+    down = grid[1] - (1.8 * y - 0.9)[..., None, None]
+    cos, sin = (function(torch.pi * turn)[..., None, None] for function in (torch.cos, torch.sin))
+    radius = (SMALLEST_HOLE + (largest - SMALLEST_HOLE) * length.square())[..., None, None]
+    along, beside = cos * across + sin * down, cos * down - sin * across
+    narrow = radius * (0.25 + 0.75 * roundness)[..., None, None]
+    within = (along / radius).square() + (beside / narrow).square() < 1
+    return 1 - (within & (there < chance)[..., None, None]).any(1, keepdim=True).to(numbers)
+
+
+def lent_gates(
+    occlusions: list[Float[Tensor, "b 1 _ _"]], shown: Float[Tensor, "b 1 h w"], own: Bool[Tensor, "b"]
+) -> list[Tensor]:
+    """Gates (logits) for the generator: for pairs in ``own`` the model's ``occlusions``, for the others the averages of
+    ``shown``. Pictures have no say in how the model's own gates come out: those learn from truth."""
+    own = own.view(-1, 1, 1, 1)
+    return [
+        torch.where(own, found.detach(), torch.logit(resize_flow(shown, size_of(found)), eps=CLOSED))
+        for found in occlusions
+    ]
+
+
+def flow_weight(
+    visible: Float[Tensor, "b 1 h w"], landmarks: Float[Tensor, "b 74 2"], focus: float
+) -> Float[Tensor, "b 1 h w"]:
+    """How much each pixel's arrow counts, 1 in sum: of visible pixels only, a share ``focus`` for those around the eyes
+    and around the mouth, half each, the rest for all alike."""
+    size = visible.shape[-1]
+    points = to_pixels(landmarks, (size, size))
+    eyes = around(points[:, RIGHT_EYE], size) | around(points[:, LEFT_EYE], size)
+    everywhere, eyes, mouth = (
+        area / area.sum().clamp_min(1) for area in (visible, visible * eyes, visible * around(points[:, MOUTH], size))
+    )
+    return (1 - focus) * everywhere + focus / 2 * (eyes + mouth)
