@@ -63,6 +63,7 @@ def run(command: str, words: list[str]) -> int:
     """Parse a command's options, and run it."""
     import torch
     import tyro
+    from tqdm import tqdm
 
     from minimodel.errors import MinimodelError
     from minimodel.runtime import keep_freed_memory
@@ -77,7 +78,8 @@ def run(command: str, words: list[str]) -> int:
         if ended.code:
             print(f"minimodel: {one_line(said.getvalue())}; see minimodel {command} --help", file=sys.stderr)
         return 2 if ended.code else 0
-    warnings.showwarning = lambda message, *_, **__: print(f"minimodel: {message}", file=sys.stderr)
+    # On a line of its own, also while a bar is shown.
+    warnings.showwarning = lambda message, *_, **__: tqdm.write(f"minimodel: {message}", file=sys.stderr)
     keep_freed_memory()
     try:
         for field in dataclasses.fields(chosen):

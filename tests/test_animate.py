@@ -103,7 +103,7 @@ def test_what_are_no_landmarks_is_said_in_one_line(setup, by_landmarks, tmp_path
             animate(by_landmarks(driving=name))
     with pytest.raises(ValueError, match=r"missing\.npz: no such file"):
         animate(by_landmarks(driving="missing.npz"))
-    points, found = torch.zeros(2, 74, 2), torch.ones(2, dtype=torch.bool)
+    points, found = 64 * torch.rand(2, 74, 2), torch.ones(2, dtype=torch.bool)
     (tmp_path / "good.npz").write_bytes(landmarks_file(points, found, size=(64, 64), fps=Fraction(25)))
     with pytest.raises(MinimodelError, match="AffinePrior, which finds points itself"):
         animate(setup(driving="good.npz"))

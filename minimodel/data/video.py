@@ -1,179 +1,171 @@
-"""Real video: clips with quick random access, pairs of frames for training, pictures and films in and out.
+"""Films in: clips with quick random access, and where they are found.
 
-A clip is an .mp4 or .gif file or a folder of .png frames, as VoxCeleb is usually prepared; a data set is a folder of
-clips, split into ``train`` and ``test`` (or ``val``) below it, or not split at all. Landmarks may lie beside a clip as
-``NAME.npz`` with ``landmarks`` (T, 74, 2).
+A clip is a film of any kind that libav reads, or a folder of pictures. A data set is a folder of clips, in folders as
+deep as one likes, split into ``train`` and ``test`` (or ``val``) below it, or not split at all. Landmarks may lie
+beside a clip as ``NAME.npz`` with ``landmarks`` (T, 74, 2).
 """
 
+import os
 import warnings
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
-import imageio.v3 as iio
-import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from minimodel.data.containers import (
+    CUT,
+    decode_packet,
+    holds_film,
+    holds_picture,
+    open_film,
+    read_packets,
+    what_is_wrong,
+)
+from minimodel.data.display import HDR, show_frame
+from minimodel.data.landmark_files import read_landmarks
+from minimodel.data.pictures import find_gap, is_hidden, list_frames, natural_order, one_line, read_picture
+from minimodel.data.timeline import Timeline, read_timeline
 from minimodel.errors import MinimodelError
-from minimodel.warping import from_pixels
 
-VIDEOS = (".mp4", ".gif", ".mov", ".avi", ".mkv", ".webm")
-SMALLEST, LARGEST = 8, 16384  # sides of pictures, in pixels
+__all__ = ["VIDEOS", "Clip", "find_clips", "read_image", "read_landmarks"]
+
+VIDEOS: tuple[str, ...] = (".mp4", ".m4v", ".mov", ".gif", ".avi", ".mkv", ".webm", ".ts", ".mts", ".m2ts", ".mpg")
+VIDEOS += (".mpeg", ".wmv", ".asf", ".flv", ".3gp", ".ogv")
+SPLITS = ("train", "test", "val")  # folders of a data set
 
 
 def read_image(path: str | Path) -> Float[Tensor, "3 h w"]:
-    """A picture of any colour mode as RGB in [0, 1]: grey is repeated, transparency lies on white, 16 bits keep their
-    range, a camera's rotation mark is obeyed; of a video its first frame. MinimodelError for anything else."""
+    """A picture as RGB in [0, 1], see `read_picture`; of a film its first frame. What the file holds decides, not its
+    name. MinimodelError for anything else."""
     path = Path(path)
-    if path.suffix.lower() in VIDEOS:
+    if holds_film(path):
         return next(Clip(path).decode())[1] / 255
-    if path.is_dir():
-        raise MinimodelError(f"{path}: is a directory, expected a picture")
-    try:
-        array = _read_array(path)
-    except FileNotFoundError:
-        raise MinimodelError(f"{path}: no such file") from None
-    except Exception as error:  # the reading libraries raise many kinds
-        raise MinimodelError(f"{path}: not a picture that can be read ({_one_line(error)})") from error
-    return _to_rgb(array, path)
-
-
-def _read_array(path: Path) -> np.ndarray:
-    if path.suffix.lower() not in (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"):
-        return iio.imread(path)
-    with iio.imopen(path, "r", plugin="pillow") as file:
-        mode = file.metadata()["mode"]
-    if mode in ("CMYK", "YCbCr", "LAB", "HSV"):  # their channels would be taken for colours and transparency
-        return iio.imread(path, plugin="pillow", mode="RGB", rotate=True)
-    if path.suffix.lower() in (".tif", ".tiff"):
-        return iio.imread(path)  # by another reader, which knows 16 bits of several channels
-    return iio.imread(path, plugin="pillow", rotate=True)
-
-
-def _to_rgb(array: np.ndarray, path: Path) -> Tensor:
-    if array.ndim == 2:
-        array = array[..., None]
-    elif array.ndim == 4:  # an animated picture: its first frame
-        array = array[0]
-    height, width, channels = array.shape
-    if channels > 4:
-        raise MinimodelError(f"{path}: {channels} channels or pages, expected a picture of 1 to 4 channels")
-    if not SMALLEST <= min(height, width) <= max(height, width) <= LARGEST:
-        raise MinimodelError(f"{path}: {width} x {height} pixels, sides must be {SMALLEST} to {LARGEST}")
-    if array.dtype == bool:
-        array = array.astype(np.uint8) * 255
-    limit = np.iinfo(array.dtype).max if np.issubdtype(array.dtype, np.integer) else 1.0
-    if array.dtype == np.int32:  # how 16-bit grey pictures arrive from some readers
-        limit = 65535
-    image = torch.from_numpy(array.astype(np.float32) / limit).permute(2, 0, 1)
-    if channels in (2, 4):
-        image, alpha = image[:-1], image[-1:]
-        image = image * alpha + (1 - alpha)
-    return image.expand(3, -1, -1).contiguous().clamp(0, 1)
-
-
-def read_landmarks(path: str | Path) -> tuple[Float[Tensor, "t 74 2"], Fraction]:
-    """The landmarks in an .npz that `minimodel find-landmarks` or `synthesize` wrote, normalised to the square that
-    `center_crop_resize` takes of a film's frames; and the film's frames per second."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            points = torch.from_numpy(file["landmarks"]).float()
-            height, width = (int(n) for n in (file["size"] if "size" in file else file["parsing"].shape[1:]))
-            fps = Fraction(*(int(n) for n in file["fps"])) if "fps" in file else Fraction(25)
-        if points.dim() != 3 or points.shape[1:] != (74, 2) or not len(points):
-            raise MinimodelError("landmarks of another shape")
-    except FileNotFoundError as error:
-        raise MinimodelError(f"{path}: no such file") from error
-    except Exception as error:  # a broken or foreign file raises many kinds
-        raise MinimodelError(
-            f"{path}: not the landmarks of a film, as `minimodel find-landmarks` writes them"
-        ) from error
-    side = min(height, width)
-    corner = torch.tensor([(width - side) // 2, (height - side) // 2])
-    return from_pixels(points - corner, (side, side)), fps
+    return read_picture(path)
 
 
 class Clip:
     """Frames of one clip by number; only the frames since the last key frame are decoded to reach one.
 
-    ``times[n] * time_base`` is when frame n is shown, in seconds; ``fps`` the average rate.
+    ``times[n] * time_base`` is when frame n is shown, in seconds, and ``end * time_base`` when the last one has been;
+    ``fps`` is the average rate. ``missing`` are the numbers of frames that turned out not to decode: of a film of which
+    frame n has been decoded, those before n are known.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.missing: set[int] = set()
+        self.files: list[Path] | None = None
+        self.timeline: Timeline | None = None
+        self._said: set[str] = set()
         if not self.path.exists():
             raise MinimodelError(f"{self.path}: no such file")
-        self.files: list[Path] | None = None
         if self.path.is_dir():
-            self.files = sorted(self.path.glob("*.png"))
-            self.times, self.fps = list(range(len(self.files))), Fraction(25)
-            self.time_base = 1 / self.fps
+            self.files = list_frames(self.path)
             if not self.files:
-                raise MinimodelError(f"{self.path}: a folder without .png frames")
-            return
-        with self._open() as container:
-            stream = container.streams.video[0]
-            self.fps, self.time_base = stream.average_rate or Fraction(25), stream.time_base
-            packets = []
-            try:
-                packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.pts is not None]
-            except av.FFmpegError as error:
-                raise MinimodelError(f"{self.path}: can't be read ({_one_line(error)})") from error
-            packets.sort()
-        if not packets:
-            raise MinimodelError(f"{self.path}: holds no frames")
-        self.times = [time for time, _ in packets]
-        self.keys = [index for index, (_, key) in enumerate(packets) if key]
+                raise MinimodelError(f"{self.path}: a folder without .png frames, or .jpg, .jpeg or .webp")
+        elif holds_picture(self.path):  # a film of one frame
+            read_picture(self.path)
+            self.files = [self.path]
+        if self.files is not None:
+            self.times, self.fps = list(range(len(self.files))), Fraction(25)
+            self.time_base, self.end, self.keys = 1 / self.fps, len(self.files), self.times
+        else:
+            self.timeline = read_timeline(self.path)
+            self.times, self.fps, self.keys = self.timeline.times, self.timeline.fps, self.timeline.keys
+            self.time_base, self.end = self.timeline.time_base, self.timeline.end
 
     def __len__(self) -> int:
         return len(self.times)
 
-    def _open(self):
-        try:
-            container = av.open(str(self.path))
-        except av.FFmpegError as error:
-            raise MinimodelError(f"{self.path}: not a video that can be read ({_one_line(error)})") from error
-        if not container.streams.video:
-            container.close()
-            raise MinimodelError(f"{self.path}: holds no video")
-        return container
-
     def decode(self, start: int = 0) -> Iterator[tuple[int, UInt8[Tensor, "3 h w"]]]:
-        """(number, frame) from the last key frame at or before ``start`` onwards. A film that breaks off ends early,
-        with a warning."""
+        """(number, frame) from the last key frame at or before ``start`` onwards. Frames that can't be decoded are left
+        out, and how many is said in a warning."""
+        first = start
         if self.files is not None:
-            for index in range(start, len(self.files)):
-                yield index, (read_image(self.files[index]) * 255).round().byte()
-            return
-        indices = {time: index for index, time in enumerate(self.times)}
-        with self._open() as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            key = max((k for k in self.keys if k <= start), default=0)
-            if key:
-                container.seek(self.times[key], stream=stream)
-            # An .avi knows when frames are decoded, not when they are shown: their order is all there is.
-            in_order = self.path.suffix.lower() == ".avi"
-            last, reason = key - 1, "there are none"
+            frames = self._read_files(self.files, start)
+            if start == 0 and (gap := find_gap(self.files)):
+                self._warn(gap)
+        else:
+            first = max((key for key in self.keys if key <= start), default=0)
+            frames = self._decode(first)
+        last, error = first - 1, None
+        for number, frame in frames:
+            if isinstance(frame, Exception):
+                error = frame
+                continue
+            self.missing.update(range(last + 1, number))
+            self.missing.discard(number)
+            last = number
+            yield number, frame
+        if last < first:
+            reason = "there are none" if error is None else one_line(error)
+            if self.files is None and what_is_wrong(self.path) == CUT:
+                reason = CUT
+            raise MinimodelError(f"{self.path}: no frame can be decoded from number {first} on ({reason})")
+        self.missing.update(range(last + 1, len(self)))
+        lost = {number for number in self.missing if number >= first}
+        if error is None:  # a single one may be a field of another, or one that was never to be seen
+            lost = {number for number in lost if {number - 1, number + 1} & lost}
+        if error is not None or lost:
+            count = max(1, len(lost))
+            self._warn(f"{count} of {len(self) - first} frames can't be decoded and are left out")
+        wrong = what_is_wrong(self.path) if self.files is None else None
+        if wrong:
+            self._warn(
+                f"breaks off after frame {last + 1}: {wrong}" if wrong == CUT else f"{last + 1} frames, but {wrong}"
+            )
+
+    def _warn(self, text: str) -> None:
+        if text not in self._said:  # a clip may be read many times
+            self._said.add(text)
+            warnings.warn(f"{self.path}: {text}", stacklevel=3)
+
+    def _read_files(self, files: list[Path], start: int) -> Iterator[tuple[int, Tensor | Exception]]:
+        for number in range(start, len(files)):
             try:
-                for frame in container.decode(stream):
-                    last = last + 1 if in_order else indices.get(frame.pts, last + 1)
-                    picture = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
-                    yield last, picture.rot90(round(frame.rotation / 90), (1, 2))  # as the camera was held
-            except av.FFmpegError as error:
-                reason = _one_line(error)
-            if last < key:
-                raise MinimodelError(f"{self.path}: no frame can be decoded from number {key} on ({reason})")
-            if last + 1 < len(self):
-                warnings.warn(f"{self.path}: breaks off after frame {last + 1} of {len(self)}", stacklevel=2)
+                yield number, (read_picture(files[number]) * 255).round().byte()
+            except MinimodelError as error:
+                yield number, error
+
+    def _decode(self, first: int) -> Iterator[tuple[int, Tensor | Exception]]:
+        """(number, frame), or in its place what went wrong, from the key frame ``first`` on."""
+        line = self.timeline
+        assert line is not None  # only a folder of pictures, or a picture, has none
+        container, stream = open_film(self.path)
+        with container:
+            stream.thread_type = "SLICE"  # decoding several frames at once would hide which of them fail
+            if first:
+                container.seek(self.times[first], stream=stream)
+            failed: list[av.FFmpegError] = []
+            last, packets = first - 1, iter(line.numbers)
+            for packet in read_packets(container, stream, failed=failed):
+                # A frame bears the timestamp of its packet: here, its number.
+                if packet.size:
+                    if packet.is_discard or (packet.pts is None and not line.by_order):
+                        packet.pts = None
+                    else:
+                        packet.pts = line.number_at.get(packet.pts) if line.number_at else next(packets, None)
+                for frame in decode_packet(stream, packet):
+                    if isinstance(frame, av.FFmpegError) or frame.is_corrupt:
+                        last += line.by_order
+                        yield last, frame if isinstance(frame, Exception) else ValueError("a frame is damaged")
+                        continue
+                    number = last + 1 if line.by_order or frame.pts is None else frame.pts
+                    if number <= last or number >= len(self):  # of a group of frames that began before the key frame
+                        continue
+                    last = number
+                    if frame.color_trc in HDR:
+                        self._warn(f"{HDR[frame.color_trc]} (HDR): shown in the colours of a common screen")
+                    yield number, show_frame(frame, stream.sample_aspect_ratio)
+            yield from ((last, error) for error in failed)
 
 
 def find_clips(root: str | Path, split: str | None = None) -> list[Path]:
-    """The clips of a data set: a folder of them, or one film. ``split`` "train" looks into train/, "test" into test/ or
-    val/, and either into the folder itself where it isn't split."""
+    """The clips of a data set: those in a folder and in the folders within, or one film. ``split`` "train" looks into
+    train/, "test" into test/ or val/, and either into the folder itself where it isn't split."""
     root = Path(root)
     if not root.exists():
         raise MinimodelError(f"{root}: no such film or folder of clips")
@@ -183,15 +175,24 @@ def find_clips(root: str | Path, split: str | None = None) -> list[Path]:
         raise MinimodelError(f"{root}: expected a film ({', '.join(VIDEOS)}) or a folder of clips")
     folders = {"train": ["train"], "test": ["test", "val"], None: []}[split]
     root = next((root / name for name in folders if (root / name).is_dir()), root)
-    clips = [
-        path
-        for path in sorted(root.iterdir())
-        if path.suffix.lower() in VIDEOS or (path.is_dir() and next(path.glob("*.png"), None) is not None)
-    ]
+    clips = _clips_below(root, {os.path.realpath(root / name) for name in SPLITS})  # what is split off isn't the rest
     if not clips:
-        raise MinimodelError(f"{root}: holds no clips (.mp4, .gif, or folders of .png frames)")
+        raise MinimodelError(f"{root}: holds no clips (.mp4, .gif, ..., or folders of .png or .jpg frames)")
     return clips
 
 
-def _one_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _clips_below(folder: Path, seen: set[str]) -> list[Path]:
+    """Films, and folders that hold pictures and nothing else to read, at any depth."""
+    if os.path.realpath(folder) in seen:  # a link leads back
+        return []
+    seen.add(os.path.realpath(folder))
+    clips = []
+    for path in sorted(folder.iterdir(), key=natural_order):
+        if is_hidden(path):
+            continue
+        if path.is_dir():
+            below = _clips_below(path, seen)
+            clips += below or ([path] if list_frames(path) else [])
+        elif path.suffix.lower() in VIDEOS:
+            clips.append(path)
+    return clips
