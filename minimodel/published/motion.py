@@ -67,8 +67,7 @@ class PublishedDenseMotion(nn.Module):
 
         width = self.hourglass.channels
         self.mask_head = head(width, parts + 1)
-        # Published decoders put an occlusion's head on the features of its level; of coarser ones those are the sum of
-        # what rises and what came down, as in `Hourglass.scales`.
+        # Each occlusion is read from the decoder's features of its own size, as in `DenseMotion`.
         widths = [*self.hourglass.scale_channels[-1 - coarser :], *(width // 2 ** (i + 1) for i in range(finer))]
         self.occlusion_heads = nn.ModuleList(head(channels, 1) for channels in widths)
         self.up = nn.ModuleList(UpBlock(width // 2**i, width // 2 ** (i + 1), norm="batch") for i in range(finer))
