@@ -54,7 +54,12 @@ class AnimateConfig:
 
 
 def animate(config: AnimateConfig, *, batch: int = 8) -> Path:
-    """Write the film and return its path."""
+    """Animate a photo with the motion of a film, write the result and return its path.
+
+    Raises `MinimodelError` for options that contradict each other, and for files that can't be read or written.
+
+    >>> animate(AnimateConfig(Path("photo.png"), Path("driving.mp4"), mode="relative"))
+    """
     if config.start_frame is not None and config.mode != "relative":
         raise MinimodelError(f"--start-frame is for mode relative; the mode is {config.mode}")
     if config.output.resolve() in (config.source.resolve(), config.driving.resolve()):
@@ -87,7 +92,8 @@ def animate(config: AnimateConfig, *, batch: int = 8) -> Path:
 
 
 class Driving:
-    """What drives: a film, or the landmarks of one in an .npz. ``timing`` is what `VideoWriter` takes."""
+    """The driving film, or its landmarks from an .npz. ``timing`` holds the arguments of `VideoWriter` that give the
+    result the film's rate and sound."""
 
     def __init__(self, path: Path, size: int):
         self.size = size
@@ -103,7 +109,7 @@ class Driving:
             self.count = len(self.clip)
 
     def frames(self) -> Iterator[Float[Tensor, "3 h w"]]:
-        """The frames of the film, or pictures of the landmarks; read anew at each call."""
+        """The frames of the film, or pictures of the landmarks, in [0, 1]. They are read anew at each call."""
         if self.clip is not None:
             for _, frame in self.clip.decode():
                 yield center_crop_resize(frame[None] / 255, self.size)[0]
@@ -113,7 +119,7 @@ class Driving:
 
 
 def enlarged(frame: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 hi wi"]:
-    """A frame of at least `SMALLEST_SIDE` pixels."""
+    """Enlarge a frame by a whole factor, to at least `SMALLEST_SIDE` pixels."""
     factor = -(-SMALLEST_SIDE // frame.shape[-2])
     if factor == 1:
         return frame
@@ -121,6 +127,6 @@ def enlarged(frame: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 hi wi"]:
 
 
 def draw_landmarks(points: Float[Tensor, "74 2"], size: int) -> Float[Tensor, "3 h w"]:
-    """Landmarks as white dots on black."""
+    """Draw normalised landmarks as white dots on black."""
     dots = gaussian_heatmaps(points[None], (size, size), variance=(1.4 / size) ** 2)
     return dots.amax(1).expand(3, -1, -1)

@@ -47,7 +47,8 @@ class BenchConfig:
 
 
 def bench(config: BenchConfig) -> dict[str, dict[str, float]]:
-    """Print a table for each preset and return its numbers."""
+    """Measure time and multiply-adds of each preset with random weights, print a table for each and return the numbers.
+    Times are in seconds."""
     check_positive(config, "batch", "repeats")
     device = pick_device(config.device)
     speed = convolution_speed(device)
@@ -87,16 +88,18 @@ def bench(config: BenchConfig) -> dict[str, dict[str, float]]:
 def render_driving(
     model: AnimationModel, source: SourceState, driving: Tensor, *, landmarks: Tensor | None = None
 ) -> Output:
-    """All that a driving frame costs once its source is known; given landmarks cost nothing."""
+    """Encode and render one driving frame, which is its whole cost once the source is encoded. Given landmarks cost
+    nothing."""
     return model.render(source, model.encode_driving(driving, landmarks=landmarks))
 
 
 def random_landmarks(count: int, device: torch.device) -> Tensor:
+    """Random landmarks (count, 74, 2), normalised, in the middle half of the picture."""
     return torch.rand(count, LANDMARKS, 2, device=device) - 0.5
 
 
 def stages(model: AnimationModel) -> dict[str, list[nn.Module]]:
-    """The modules whose time is told apart; none lies inside another."""
+    """The modules whose time is measured, by stage; none lies inside another."""
     groups = model.prior.timed_modules() | model.generator.timed_modules()
     groups["generator"] = [model.get_submodule("generator")]
     if model.refiner is not None and model.structure is not None:
@@ -107,7 +110,8 @@ def stages(model: AnimationModel) -> dict[str, list[nn.Module]]:
 
 
 def measure(model: AnimationModel, run: Callable[[], object], repeats: int) -> tuple[float, dict[str, float]]:
-    """Median seconds of ``run``, and the seconds of each stage in that run."""
+    """Run ``run`` once unmeasured and then ``repeats`` times. Returns the median in seconds, and the seconds of each
+    stage in the median run."""
     run()
     timings = []
     for _ in range(repeats):
@@ -120,7 +124,7 @@ def measure(model: AnimationModel, run: Callable[[], object], repeats: int) -> t
 
 @contextmanager
 def timed(model: AnimationModel) -> Iterator[dict[str, float]]:
-    """While inside, seconds add up by stage."""
+    """Context in which the seconds of each stage are added up."""
     spent: dict[str, float] = defaultdict(float)
     began: dict[nn.Module, float] = {}
     hooks = []
@@ -140,20 +144,22 @@ def timed(model: AnimationModel) -> Iterator[dict[str, float]]:
 
 
 def now() -> float:
+    """The clock's time in seconds, after all work on a GPU is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def shares(spent: dict[str, float], total: float) -> str:
+    """The stages' shares of the total time as text, the largest first."""
     parts = [f"{stage} {seconds / total:.0%}" for stage, seconds in sorted(spent.items(), key=lambda item: -item[1])]
     return ", ".join([*parts, f"rest {1 - sum(spent.values()) / total:.0%}"])
 
 
 def multiply_adds(run: Callable[[], object]) -> int:
-    """Multiply-adds of the convolutions and matrix products in ``run``, those of attention among them."""
+    """Count the multiply-adds of the convolutions and matrix products in ``run``, those of attention included."""
 
-    # Torch's counter doesn't know attention on a CPU, nor the one piece that an evaluated transformer layer becomes.
+    # Torch's counter lacks attention on a CPU, and the fused operation of a transformer layer in evaluation mode.
     def attention(query: torch.Size, key: torch.Size, value: torch.Size, *_, **__) -> int:
         return sdpa_flop_count(query, key, value)
 
@@ -169,7 +175,8 @@ def multiply_adds(run: Callable[[], object]) -> int:
 
 
 def convolution_speed(device: torch.device) -> float:
-    """Multiply-adds a second of a 3x3 convolution that fits the machine well: 128 channels on 64 x 64 pixels."""
+    """Measure the multiply-adds a second of a 3x3 convolution that suits most machines: 128 channels on 64 x 64 pixels.
+    It is the best of eight runs."""
     x = torch.rand(4, 128, 64, 64, device=device).to(memory_format=torch.channels_last)
     weight = torch.rand(128, 128, 3, 3, device=device).to(memory_format=torch.channels_last)
     best = float("inf")
@@ -183,8 +190,8 @@ def convolution_speed(device: torch.device) -> float:
 def time_training(
     model: AnimationModel, source: Tensor, driving: Tensor, repeats: int, features: str = "faces"
 ) -> float:
-    """Median seconds of a step that trains all: losses, gradients and Adam; on a GPU in bfloat16, as `train` does it.
-    Steps of motion alone cost less."""
+    """Median seconds of a step that trains all parts: losses, gradients and Adam, on a GPU in bfloat16 as `train` does
+    it. Steps of motion alone cost less."""
     step = channels_last(TrainingStep(model.train(), load_features(features), LossWeights()), source.device)
     optimizer = torch.optim.Adam(step.learned)
     transform = random_transforms(len(source), torch.Generator().manual_seed(0))

@@ -48,7 +48,13 @@ class EvaluateConfig:
 
 
 def run_evaluation(config: EvaluateConfig) -> dict[str, Scores]:
-    """Print a table for each data set and return the scores."""
+    """Evaluate a model on each data set, print a table for each and return the scores by data set.
+
+    Raises `MinimodelError` for weights or data that can't be read. With ``config.output`` the scores are also written
+    as JSON, whole or not at all.
+
+    >>> run_evaluation(EvaluateConfig(weights="tiny", data=("synthetic",)))
+    """
     device = pick_device(config.device)
     model = AnimationModel.load(config.weights, device=device)
     size = model.image_size if config.size is None else config.size

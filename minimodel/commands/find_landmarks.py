@@ -32,7 +32,9 @@ class FindLandmarksConfig:
 
 
 def find_film_landmarks(config: FindLandmarksConfig) -> Path:
-    """Write the .npz and return its path."""
+    """Find the landmarks of every frame of a film, write them as an .npz and return its path. Raises `MinimodelError`
+    if no face is found, if the box is empty, if the output doesn't end in .npz, or if the default output
+    exists already."""
     detector = LandmarkDetector.load(config.weights)
     clip = Clip(config.video)
     output = config.output or config.video.with_suffix(".npz")

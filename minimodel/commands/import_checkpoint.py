@@ -28,7 +28,8 @@ class ImportCheckpointConfig:
 
 
 def import_published(config: ImportCheckpointConfig) -> PublishedModel:
-    """Write the weight file, say what is in it, and return the model."""
+    """Write a published checkpoint as a weight file, print a summary of it, and return the model. Raises
+    `MinimodelError` for a file that can't be read or isn't of a known layout."""
     if config.output.resolve() == config.file.resolve():
         raise MinimodelError(f"{config.output}: is the checkpoint itself; --output names another file")
     model = import_checkpoint(config.file, config.output, model=config.model, align_corners=config.align_corners)

@@ -41,7 +41,9 @@ class PrepareConfig:
 
 
 def prepare(config: PrepareConfig) -> list[Path]:
-    """Write the clips and return their paths; videos without a face are skipped, with a line that says so."""
+    """Cut videos into clips around the face, write them and return their paths. Videos without a face are skipped, with
+    a line that says so. Raises `MinimodelError` for options outside their range, and, before anything is written, for a
+    file that is no video or for two of one name."""
     check_size(config.size)
     if config.fps < 1:
         raise MinimodelError(f"fps is {config.fps}: expected at least 1")
@@ -91,8 +93,8 @@ def prepare(config: PrepareConfig) -> list[Path]:
 
 
 def pieces(clip: Clip, config: PrepareConfig):
-    """Lists of frames, each ``seconds`` long at ``fps``; a rest of under a second is dropped unless it is all there
-    is."""
+    """Cut a clip into lists of frames, each ``seconds`` long at ``fps``. A rest of under a second is dropped, unless it
+    is the whole clip."""
     length = round(config.seconds * config.fps)
     piece, count, any_piece = [], 0, False
     start = clip.times[0] * clip.time_base

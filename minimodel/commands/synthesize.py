@@ -34,11 +34,12 @@ class SynthesizeConfig:
 
 
 def synthesize(config: SynthesizeConfig) -> list[Path]:
-    """Write NAME.mp4, its first frame NAME.png and its truth NAME.npz; return the films' paths.
+    """Write clips of rendered faces with their truth: NAME.mp4, its first frame NAME.png and its truth NAME.npz.
+    Returns the films' paths.
 
     The .npz holds, in pixels: ``landmarks`` (T, 74, 2); ``parsing`` (T, H, W) with ``parts``, its names; and for the
-    frames ``flow_frames`` the backward flow to frame 0, ``flow`` (N, 2, H, W), and ``visible`` (N, H, W), where frame 0
-    shows what the frame shows.
+    frames ``flow_frames`` the backward flow to frame 0, ``flow`` (N, 2, H, W), and ``visible`` (N, H, W), which is true
+    where a point of the frame is also visible in frame 0. Raises `MinimodelError` for options outside their range.
     """
     check_size(config.size)
     if config.clips < 1:

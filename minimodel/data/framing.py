@@ -1,12 +1,11 @@
-"""Where the face is in a photo or film, and the square in which the weights want to see it.
+"""Framing: where the face is in a photo or film, and the square around it for which weights are trained.
 
 A face's `Place` is the centre of its 74 landmarks and their spread, in pixels. Every square here is made of a place:
-the detector's own (`usual_box`), and the one that clips were trained in (`trained_box`), which is larger or smaller by
-a constant. So a photo and a film of two people are framed alike, whatever their sizes.
+`usual_box` is that of the detector, `trained_box` that of the clips in training, which is larger or smaller by a
+constant. So a photo and a film of two people are framed alike, whatever their sizes.
 
 The order: a cascade finds rough squares (`find_faces`), the detector settles them (`settle_box`), `frame_photo` and
-`frame_film` choose the largest face, and
-`tracking` goes through the film.
+`frame_film` choose the largest face, and `tracking` follows it through the film.
 """
 
 import io
@@ -34,8 +33,8 @@ Box = tuple[int, int, int]  # left, top and side of a square in pixels; it may r
 Crop = Literal["auto", "none"] | Box
 
 LOOKS = 5  # frames of a clip in which the face is sought
-AROUND_FACE = 1.6  # side of the crop in sides of the box that the cascade finds
-SEARCHED = 480  # shorter side of the picture that the cascade sees, in pixels
+AROUND_FACE = 1.6  # side of the crop, in sides of the box that the cascade finds
+SEARCHED = 480  # shorter side of the picture for the cascade, in pixels
 SMALLEST_FACE = 12  # the cascade's boxes go down to this part of the picture's shorter side
 
 # How a face lies in the pictures that the detector learned from: the centre of its landmarks, and their distance from
@@ -44,7 +43,7 @@ USUAL_CENTRE, USUAL_SPREAD = (0.0, 0.1), 0.34
 # The same for clips that `minimodel prepare` frames, which the weights are trained on.
 TRAINED_CENTRE, TRAINED_SPREAD = (0.0, 0.13), 0.36
 SURE = 0.4  # faces have a confidence above, everything else below
-# What `trust` says of faces is above; of the best squares of scikit-image's pictures without one it is at most 0.49.
+# `trust` of faces is above; `trust` of the best squares in scikit-image's pictures without a face is at most 0.49.
 TRUSTED = 0.52
 
 
@@ -52,8 +51,8 @@ TRUSTED = 0.52
 
 
 def crop(frame: Tensor, box: Box, size: int) -> Float[Tensor, "3 {size} {size}"]:
-    """The square ``box`` of a frame (3, h, w), bytes or floats in [0, 1], at ``size``; what lies outside the frame
-    repeats its edge."""
+    """Cut the square ``box`` out of a frame (3, h, w), bytes or floats in [0, 1], and resize it to ``size``. Outside
+    the frame its edge is repeated."""
     left, top, side = box
     height, width = frame.shape[-2:]
     rows = torch.arange(top, top + side).clamp(0, height - 1)
@@ -64,13 +63,13 @@ def crop(frame: Tensor, box: Box, size: int) -> Float[Tensor, "3 {size} {size}"]
 
 
 def middle_square(height: int, width: int) -> Box:
-    """The largest square in the middle."""
+    """The largest square in the middle of a picture."""
     side = min(height, width)
     return (width - side) // 2, (height - side) // 2, side
 
 
 def center_crop_resize(images: Float[Tensor, "b 3 h w"], size: int) -> Float[Tensor, "b 3 size size"]:
-    """The largest square from the middle of each picture, averaged or interpolated to ``size``."""
+    """Cut the largest square from the middle of each picture and resize it to ``size``, without aliasing."""
     left, top, side = middle_square(*images.shape[-2:])
     square = images[..., top : top + side, left : left + side]
     if side == size:
@@ -79,24 +78,25 @@ def center_crop_resize(images: Float[Tensor, "b 3 h w"], size: int) -> Float[Ten
 
 
 class Place(NamedTuple):
-    """Where a face is, in pixels of the picture: the centre of its landmarks and their spread."""
+    """The place of a face in pixels of the picture: the centre of its landmarks, and their spread (root of the mean
+    squared distance from the centre)."""
 
     x: float
     y: float
     spread: float
 
     def near(self, other: "Place", *, distance: float, ratio: float) -> bool:
-        """Whether the other face is as near as ``distance`` spreads, and larger or smaller by at most ``ratio``."""
+        """Whether another face is within ``distance`` spreads, and of a size within a factor of ``ratio``."""
         apart = math.hypot(self.x - other.x, self.y - other.y)
         return apart < distance * self.spread and self.alike(other, ratio=ratio)
 
     def alike(self, other: "Place", *, ratio: float) -> bool:
-        """Whether the other face is of about this size."""
+        """Whether the sizes of both faces differ by less than a factor of ``ratio``."""
         return max(self.spread, other.spread) < ratio * min(self.spread, other.spread)
 
 
 def place_of(points: Float[Tensor, "74 2"], box: Box) -> Place:
-    """The place of a face whose landmarks are these, normalised to ``box``."""
+    """The place of a face from its landmarks, which are normalised to ``box``."""
     centre = points.mean(0)
     spread = (points - centre).square().sum(-1).mean().sqrt().item() * box[2] / 2
     x, y = (corner + (z + 1) / 2 * box[2] for corner, z in zip(box, centre.tolist()))
@@ -104,12 +104,12 @@ def place_of(points: Float[Tensor, "74 2"], box: Box) -> Place:
 
 
 def usual_box(place: Place) -> Box:
-    """The square in which the landmark detector wants to see a face at this place."""
+    """The square around a face for the landmark detector: the face lies in it as in the detector's training."""
     return _box_around(place, USUAL_CENTRE, USUAL_SPREAD)
 
 
 def trained_box(place: Place) -> Box:
-    """The square in which animation models want to see it."""
+    """The square around a face for animation models: the face lies in it as in the clips of their training."""
     return _box_around(place, TRAINED_CENTRE, TRAINED_SPREAD)
 
 
@@ -123,12 +123,13 @@ def _box_around(place: Place, centre: tuple[float, float], spread: float) -> Box
 
 
 def look_at(frames: list[Tensor]) -> list[Tensor]:
-    """Some frames, evenly spaced."""
+    """Pick `LOOKS` of the frames, evenly spaced."""
     return [frames[index] for index in np.linspace(0, len(frames) - 1, LOOKS).astype(int)]
 
 
 def look_into(clip: Clip) -> list[Tensor]:
-    """Frames from all over the clip; of one that breaks off, from what there is."""
+    """Decode up to `LOOKS` frames from all over the clip. Of a clip that breaks off they come from what there is.
+    Raises `MinimodelError` if no frame can be decoded."""
     looks: list[Tensor] = []
     for index in sorted({int(index) for index in np.linspace(0, len(clip) - 1, LOOKS)}):
         try:
@@ -146,13 +147,13 @@ def look_into(clip: Clip) -> list[Tensor]:
 
 @cache
 def face_cascade() -> Cascade:
-    """scikit-image's finder of frontal faces."""
+    """Load scikit-image's detector of frontal faces, once."""
     return Cascade(lbp_frontal_face_cascade_filename())
 
 
 def find_faces(frames: list[Tensor], cascade: Cascade) -> list[tuple[Box, list[int]]]:
-    """A square around each face that the cascade sees, and the indices of the ``frames`` in which it does; faces that
-    are seen often come first, among equals the largest.
+    """Find a square around each face with the cascade, and the indices of the ``frames`` in which it is found. Faces
+    that are found often come first, among equals the largest.
 
     Boxes of different frames belong to one face where their middles are near; the square is their median.
     """
@@ -189,22 +190,24 @@ def find_faces(frames: list[Tensor], cascade: Cascade) -> list[tuple[Box, list[i
 
 
 def find_face(frames: list[Tensor], cascade: Cascade) -> Box | None:
-    """Left, top and side of a square around the largest face: the median over some of the frames."""
+    """Find a square (left, top, side) around the largest face: the median over some of the frames. None if there is no
+    face."""
     found = find_faces(look_at(frames), cascade)
     return found[0][0] if found else None
 
 
 def settle_box(detector: nn.Module, frames: list[Tensor], boxes: list[Box]) -> tuple[Box, float]:
-    """Of rough ``boxes`` the one in which the detector is surest of the face, moved to where it has it as it learned
-    it; and how sure it is."""
+    """Choose the one of the rough ``boxes`` in which the detector is surest of a face, moved by `settle`. The second
+    result is the detector's confidence."""
     place, sure = max((settle(detector, frames, rough) for rough in boxes), key=lambda settled: settled[1])
     return usual_box(place), sure
 
 
 @torch.inference_mode()
 def settle(detector: nn.Module, frames: list[Tensor], rough: Box) -> tuple[Place, float]:
-    """The place of the face in a ``rough`` box, as the detector has it once it sees the face as it learned to; and how
-    sure it is. Of several frames the median."""
+    """Find the place of the face in a ``rough`` box. The box is moved three times, to where the face lies in it as in
+    the detector's training; the place with the highest confidence is kept, together with that confidence. Of several
+    frames both are medians."""
     box, best, surest = rough, settled_place(rough), 0.0
     for _ in range(3):
         found, heatmaps = detector(torch.stack([crop(frame, box, SIZE) for frame in frames]))
@@ -216,13 +219,13 @@ def settle(detector: nn.Module, frames: list[Tensor], rough: Box) -> tuple[Place
 
 
 def settled_place(box: Box) -> Place:
-    """The place of the face for which a settled box is right; undoes `usual_box`."""
+    """The place of the face that a settled box belongs to: the inverse of `usual_box`."""
     x, y = (corner + (usual + 1) / 2 * box[2] for corner, usual in zip(box, USUAL_CENTRE))
     return Place(x, y, USUAL_SPREAD * box[2] / 2)
 
 
 def middle_place(places: list[Place]) -> Place:
-    """The median of some places."""
+    """The median of some places, number by number."""
     return Place(*torch.tensor(places).median(0).values.tolist())
 
 
@@ -230,9 +233,9 @@ def middle_place(places: list[Place]) -> Place:
 def trust(detector: nn.Module, frame: Tensor, place: Place) -> float:
     """How likely there is a face at this place, 0 to 1.
 
-    The detector's confidence doesn't tell: looking for faces everywhere one finds them in coins and cats. But landmarks
-    that aren't there are elsewhere in the mirror. So confidence counts less, the more those of the mirrored picture
-    disagree: by their mean distance in spreads, three times.
+    The detector's confidence alone isn't enough: applied all over a picture, the detector is confident of coins and
+    cats. But landmarks of something that is no face move when the picture is mirrored. So the confidence is reduced by
+    three times the mean distance, in spreads, between the landmarks of the picture and those of its mirror image.
     """
     box = usual_box(place)
     picture = crop(frame, box, SIZE)
@@ -244,8 +247,8 @@ def trust(detector: nn.Module, frame: Tensor, place: Place) -> float:
 
 @torch.inference_mode()
 def find_places(detector: nn.Module, frames: list[Tensor]) -> list[tuple[Place, list[int]]]:
-    """Where there are faces, the most important one first, and in which of the frames each is seen: the largest of
-    those that are seen often. One that walks about may be in several places, in different frames."""
+    """Find the places of faces, the most important first, and the frames in which each is found: the largest of those
+    that are found often. A face that moves about may have several places, in different frames."""
 
     def trusted(rough: list[tuple[Box, int]]) -> list[tuple[float, Place, int]]:
         places = [(settle(detector, [frames[index]], box)[0], index) for box, index in rough]
@@ -253,7 +256,7 @@ def find_places(detector: nn.Module, frames: list[Tensor]) -> list[tuple[Place, 
         return sorted((one for one in likely if one[0] >= TRUSTED), key=lambda one: one[0], reverse=True)
 
     found = trusted([(box, index) for box, seen in find_faces(frames, face_cascade()) for index in seen])
-    if not found:  # the cascade knows frontal faces only
+    if not found:  # the cascade finds frontal faces only
         rough = []
         squares = _windows(*frames[0].shape[-2:])
         for index, frame in enumerate(frames):
@@ -299,8 +302,8 @@ NO_FACE = "no face found; --crop none takes the middle, --crop LEFT TOP SIDE a s
 
 @dataclass(frozen=True)
 class Framing:
-    """The square ``box`` of a photo or film that is used; the ``face`` in it, if one was looked for and found; how
-    many ``faces`` there are; and whether the square may ``follow`` the face through a film."""
+    """The framing of a photo or film: the square ``box`` to use; the ``face`` in it, if there is one; the number of
+    ``faces``; and whether the square may ``follow`` the face through a film."""
 
     box: Box
     face: Place | None = None
@@ -308,14 +311,15 @@ class Framing:
     follow: bool = False
 
     def note(self) -> str | None:
-        """What a user should know of it."""
+        """A line for the user if there are several faces, otherwise None."""
         if self.faces < 2:
             return None
         return f"{self.faces} faces: the largest is taken, in the square {' '.join(map(str, self.box))}"
 
 
 def frame_photo(image: Float[Tensor, "3 h w"], detector: nn.Module, *, crop: Crop = "auto") -> Framing:
-    """How to cut a photo. ``crop`` "auto" finds the largest face, "none" takes the middle, a box is taken as it is.
+    """Choose the square of a photo. ``crop`` "auto" finds the largest face, "none" takes the middle, a box is taken as
+    it is.
 
     Raises:
         MinimodelError: there is no face, or the box lies outside the picture.
@@ -331,11 +335,11 @@ def frame_photo(image: Float[Tensor, "3 h w"], detector: nn.Module, *, crop: Cro
 
 
 def frame_film(frames: list[UInt8[Tensor, "3 h w"]], detector: nn.Module, *, crop: Crop = "auto") -> Framing:
-    """How to cut a film of which ``frames`` are some, in order, as `look_into` gives them; options and errors are those
-    of `frame_photo`. A box that is given stays where it is, one that was found may `follow`."""
+    """Choose the square of a film from some of its ``frames``, in order, as `look_into` gives them. Options and errors
+    are those of `frame_photo`. A given box stays where it is; a box that was found may follow the face."""
     found = find_places(detector, frames)
     if crop != "auto":
-        # What is asked for is done, be it a drawing; a face in it is watched all the same.
+        # A given box is used even without a face in it, as of a drawing; a face in it is tracked all the same.
         box = _given_box(crop, *frames[0].shape[-2:])
         inside = [place for place, _ in found if _contains(box, place)]
         return Framing(box, inside[0] if inside else None)
@@ -343,7 +347,7 @@ def frame_film(frames: list[UInt8[Tensor, "3 h w"]], detector: nn.Module, *, cro
         raise MinimodelError(NO_FACE)
     count = max(sum(index in seen for _, seen in found) for index in range(len(frames)))
     (face, often), *others = found
-    # The film begins where the face is seen first, which may be elsewhere if it walks.
+    # The film begins where the face is found first, which may be elsewhere if the person walks.
     same = [(seen[0], place) for place, seen in others if not set(seen) & set(often) and place.alike(face, ratio=1.5)]
     first = min([(often[0], face), *same])[1]
     face = follow(face, first, rate=1.0)
@@ -366,8 +370,8 @@ def _contains(box: Box, place: Place) -> bool:
 
 
 def shift_inside(box: Box, height: int, width: int, *, most: float = 0.12) -> Box:
-    """The box moved into the picture as far as it can be, by at most ``most`` of its side: a bit off the middle a face
-    does better than beside an edge that is repeated."""
+    """Move the box into the picture as far as possible, by at most ``most`` of its side. A face a bit off the middle
+    does better than a face beside a repeated edge."""
     left, top, side = box
     limit = round(most * side)
 
@@ -383,7 +387,8 @@ FREE, FREE_RATIO = 0.8, 1.25
 
 
 def follow(camera: Place, face: Place, *, rate: float) -> Place:
-    """A camera that rests while the face stays in its free zone, and else makes good ``rate`` of what is beyond."""
+    """Move a camera after a face. The camera rests while the face stays in its free zone; otherwise it makes up for a
+    share ``rate`` of the excess, in place and in size."""
     free, sizes = FREE * camera.spread, math.log(FREE_RATIO)
     x, y = (c + rate * (p - c - min(max(p - c, -free), free)) for c, p in zip(camera[:2], face[:2]))
     larger = math.log(max(face.spread, 1e-3) / camera.spread)
@@ -394,8 +399,8 @@ def follow(camera: Place, face: Place, *, rate: float) -> Place:
 def find_landmarks(
     detector: nn.Module, frames: Iterable, box: Box
 ) -> tuple[Float[Tensor, "t 74 2"], Bool[Tensor, "t"]]:
-    """Landmarks in pixels of the ``frames`` (3, h, w), 0 to 255, in all of which the head is in ``box``; and whether
-    the detector is sure of them."""
+    """Find the landmarks, in pixels, of ``frames`` (3, h, w), 0 to 255, in all of which the head is in ``box``. The
+    second result is whether the detector is sure of each frame."""
     points, sure, frames = [], [], iter(frames)
     while some := list(islice(frames, 16)):
         found, heatmaps = detector(torch.stack([crop(frame, box, SIZE) for frame in some]))
@@ -407,7 +412,8 @@ def find_landmarks(
 def landmarks_file(
     points: Float[Tensor, "t 74 2"], found: Bool[Tensor, "t"], *, size: tuple[int, int], fps: Fraction
 ) -> bytes:
-    """An .npz. ``size`` = (height, width) and ``fps`` of the film are what else it takes to drive a face."""
+    """The bytes of an .npz with the landmarks in pixels. ``size`` = (height, width) and ``fps`` of the film are stored
+    with them, because driving a face with landmarks needs both."""
     file = io.BytesIO()
     rate = fps.as_integer_ratio()
     np.savez_compressed(file, landmarks=points.numpy(), found=found.numpy(), size=tuple(size), fps=rate)
@@ -415,7 +421,7 @@ def landmarks_file(
 
 
 def draw_crops(pictures: list[Tensor], boxes: list[Box], *, size: int = 192) -> Float[Tensor, "3 h w"]:
-    """Each picture with its square outlined in it, and below it what the square shows."""
+    """Draw each picture with its square outlined in red, and the content of the square below."""
     columns = []
     for picture, (left, top, side) in zip(pictures, boxes, strict=True):
         height, width = picture.shape[-2:]

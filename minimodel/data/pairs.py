@@ -1,4 +1,4 @@
-"""Pairs of frames to train on: of rendered faces, of films, and streams that mix both."""
+"""Pairs of frames to train on: pairs of rendered faces, pairs from films, and streams that mix both."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -23,37 +23,38 @@ from minimodel.warping import identity_grid, sample
 
 @runtime_checkable
 class PairSource(Protocol):
-    """Where pairs of frames of one person come from. Any object with these methods can be one.
+    """A source of pairs of frames of one person. Any object with these methods is one.
 
-    ``draw`` makes all random choices of a batch, ``load`` the pictures of any part of it: so several processes can
-    share a batch and see what one process would.
+    ``draw`` makes all random choices of a batch, and ``load`` the pictures of any part of it. So several processes can
+    share a batch and get the pairs that one process would.
     """
 
     def draw(self, count: int, generator: torch.Generator) -> Any:
-        """The choices for ``count`` pairs, from ``generator`` alone."""
+        """Make the choices for ``count`` pairs, all of them from ``generator``."""
         ...
 
     def load(self, samples: Any, slots: Int[Tensor, "n"], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Of what was drawn the pairs ``slots``: source and driving frames (n, 3, size, size) in [0, 1]."""
+        """Load the pairs ``slots`` of what was drawn: source and driving frames, (n, 3, size, size) each, in [0, 1]."""
         ...
 
     def labels(
         self, names: Sequence[str], samples: Any, slots: Int[Tensor, "n"], device: torch.device
     ) -> dict[str, Tensor]:
-        """What the source knows of ``names`` (see `minimodel.priors.LANDMARK_LABELS`) about these pairs; nothing by
-        default."""
+        """The labels among ``names`` (see `minimodel.priors.LANDMARK_LABELS`) that the source has for these pairs; none
+        by default."""
         return {}
 
     def truth(self, samples: Any, slots: Int[Tensor, "n"], device: torch.device) -> dict[str, Tensor]:
-        """What only a renderer knows about these pairs (see `RenderedPairs.truth`); nothing by default."""
+        """The truth about these pairs that only a renderer has (see `RenderedPairs.truth`); nothing by default."""
         return {}
 
 
-HOLES = 3  # at most so many a pair
+HOLES = 3  # at most this many a pair
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """What is random in one step. A generator takes 32 bits, so each seed's steps begin at another place in them."""
+    """The generator of everything random in one step. It takes a seed of 32 bits; the steps of each training seed begin
+    at another place in them."""
     return torch.Generator().manual_seed((seed * 2_654_435_761 + step) % 2**32)
 
 
@@ -61,20 +62,26 @@ class RenderedPairs(PairSource):
     """Random pairs of rendered faces, with all their labels.
 
     Rendering costs a CPU as much as a good part of training, so slots 2n and 2n + 1 hold one pair in both directions.
+
+    >>> pairs = RenderedPairs(64)
+    >>> samples = pairs.draw(8, torch.Generator().manual_seed(0))
+    >>> source, driving = pairs.load(samples, torch.arange(8), torch.device("cpu"))  # (8, 3, 64, 64) each
     """
 
     def __init__(self, size: int):
         self.size = size
 
     def draw(self, count: int, generator: torch.Generator) -> tuple:
+        """Draw one pair of faces for every two slots."""
         return synthetic.sample_pairs((count + 1) // 2, generator)
 
     def load(self, samples: tuple, slots: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Render the pairs of ``slots``: source and driving frames, (n, 3, size, size) each, in [0, 1]."""
         return self.both(lambda faces: synthetic.render(faces, self.size), samples, slots, device)
 
     def labels(self, names: Sequence[str], samples: tuple, slots: Tensor, device: torch.device) -> dict[str, Tensor]:
-        """The true ones: ``source_`` and ``driving_landmarks`` (n, 74, 2), normalised; ``source_`` and
-        ``driving_parts`` (n, size, size), as `synthetic.parsing` numbers them."""
+        """The true labels among ``names``: ``source_landmarks`` and ``driving_landmarks`` (n, 74, 2), normalised;
+        ``source_parts`` and ``driving_parts`` (n, size, size), numbered as in `synthetic.parsing`."""
         makers = dict(landmarks=synthetic.landmarks, parts=lambda faces: synthetic.parsing(faces, self.size))
         known = {}
         for label, maker in makers.items():
@@ -83,11 +90,12 @@ class RenderedPairs(PairSource):
         return known
 
     def truth(self, samples: tuple, slots: Tensor, device: torch.device) -> dict[str, Tensor]:
-        """``true_flow`` (n, 2, size, size) from each slot's driving frame to its source; ``visible`` (n, 1, size,
-        size), 1 where the source shows what stands there, else 0; the driving frame's ``true_landmarks`` (n, 74, 2)."""
+        """The truth of the pairs: ``true_flow`` (n, 2, size, size), normalised, from each slot's driving frame to its
+        source; ``visible`` (n, 1, size, size), 1 where the point is visible in the source too, otherwise 0; and the
+        driving frame's ``true_landmarks`` (n, 74, 2), normalised."""
 
         def flow_and_visible(faces: synthetic.Faces) -> Tensor:
-            # ``both`` asks about all sources, then all driving faces; each one's partner is half a batch away.
+            # ``both`` passes all sources, then all driving faces; each one's partner is half a batch away.
             partners = faces[torch.arange(len(faces)).roll(len(faces) // 2)]
             return torch.cat(synthetic.flow_between(faces, partners, self.size), dim=1)
 
@@ -98,7 +106,8 @@ class RenderedPairs(PairSource):
     def both(
         self, what: Callable[[synthetic.Faces], Tensor], samples: tuple, slots: Tensor, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """``what`` of the source and of the driving face of each slot; all at once, as few faces leave cores idle."""
+        """Compute ``what`` for the source and the driving face of each slot. All faces are computed at once, as few
+        faces leave cores idle."""
         pairs, place = torch.unique(slots // 2, return_inverse=True)
         values = what((samples[0][pairs] + samples[1][pairs]).to(device))
         one, other = (half[place.to(device)] for half in values.chunk(2))
@@ -107,8 +116,9 @@ class RenderedPairs(PairSource):
 
 
 class FrameCache:
-    """Frames of many clips, square and at one size, kept as bytes up to ``limit`` in all, least recently used clip
-    first to go; a clip that alone is too long begins anew. What is decoded on the way to a frame is kept with it."""
+    """Square frames of many clips at one size, kept as bytes up to ``limit`` bytes in all. The least recently used clip
+    is dropped first; a clip that alone exceeds the limit is emptied. Frames that are decoded on the way to another are
+    kept too."""
 
     def __init__(self, paths: list[Path], size: int, limit: int = 2**30):
         self.clips = [Clip(path) for path in paths]
@@ -116,6 +126,8 @@ class FrameCache:
         self.frames: OrderedDict[int, dict[int, Tensor]] = OrderedDict()
 
     def __call__(self, clip: int, index: int) -> UInt8[Tensor, "3 size size"]:
+        """A frame of a clip, (3, size, size), 0 to 255. If the frame can't be decoded, the last
+        frame of the clip that is held takes its place. Raises `MinimodelError` if no frame can be decoded."""
         held = self.frames.setdefault(clip, {})
         self.frames.move_to_end(clip)
         if index not in held:
@@ -165,7 +177,8 @@ class Augmentation:
 def augment(
     frames: Float[Tensor, "b 2 3 h w"], change: Float[Tensor, "b 8"], options: Augmentation, size: int
 ) -> Float[Tensor, "b 2 3 size size"]:
-    """One random change a pair, driven by eight numbers in [-1, 1]; the frames are twice as large as the result."""
+    """Change both frames of each pair alike, at random: mirror, rotation, zoom, shift and colours, driven by eight
+    numbers in [-1, 1] a pair. The frames are twice as large as the result."""
     mirror, angle, zoom, right, down, bright, contrast, tint = change.unbind(1)
     angle = angle * options.rotation * torch.pi / 180
     scale = torch.exp(zoom * options.zoom)
@@ -185,7 +198,7 @@ def augment(
 
 
 class VideoPairs(PairSource):
-    """Random pairs of frames of films, each pair from one clip; MinimodelError for a clip of one frame.
+    """Random pairs of frames of films, each pair from one clip. Raises `MinimodelError` for a clip of one frame.
 
     >>> pairs = VideoPairs("clips", 64)
     >>> samples = pairs.draw(8, torch.Generator().manual_seed(0))
@@ -201,6 +214,7 @@ class VideoPairs(PairSource):
             raise MinimodelError(f"{short[0]}: one frame only, a clip to train on needs two")
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw clip, two different frames of it and the eight numbers of `augment` for each pair."""
         clip = torch.randint(len(self.cache.clips), (count,), generator=generator)
         length = torch.tensor([len(self.cache.clips[c]) for c in clip.tolist()])
         first = (torch.rand(count, generator=generator) * length).long()
@@ -210,7 +224,7 @@ class VideoPairs(PairSource):
         return {"clip": clip, "frames": torch.stack([first, (first + step) % length], dim=1), "change": change}
 
     def load(self, samples: dict[str, Tensor], slots: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The pairs drawn for ``slots`` -> their source and driving frames (n, 3, size, size) in [0, 1]."""
+        """Load the pairs of ``slots``: source and driving frames, (n, 3, size, size) each, in [0, 1]."""
         samples = {name: value[slots] for name, value in samples.items()}
         pairs = [
             torch.stack([self.cache(clip, index) for index in frame_indices])
@@ -223,21 +237,23 @@ class VideoPairs(PairSource):
 
 
 def open_sources(names: Sequence[str], size: int, augmentation: Augmentation | None) -> list[PairSource]:
-    """The pairs that ``names`` stand for: "synthetic", or folders of clips, whose pairs are changed at random."""
+    """Open the source of pairs of each name: "synthetic" stands for rendered faces, any other name for a folder of
+    clips. Pairs of clips are changed at random by ``augmentation``, unless it is None."""
     return [RenderedPairs(size) if name == "synthetic" else VideoPairs(name, size, augmentation) for name in names]
 
 
 class PairStream(Dataset):
     """The batches of a run: item n is this process's share of the batch of step n, as a dict of tensors.
 
-    ``source`` and ``driving`` (b, 3, size, size); ``control``, ``weights`` and ``affine`` of the random transform for
-    the equivariance loss; ``chances`` (b, droppable), the numbers that decide which parts are dropped. ``labels`` name
-    what else is needed. A source of pairs that doesn't know landmarks (films) gets those that the ``detector`` finds,
-    and one part all over, about which no flow can be wrong.
+    Each item holds ``source`` and ``driving`` (b, 3, size, size) in [0, 1]; ``control``, ``weights`` and ``affine`` of
+    the random transform for the equivariance loss; with ``droppable`` also ``chances`` (b, droppable), the random
+    numbers that decide which parts are dropped. ``labels`` names further entries, see
+    `minimodel.priors.LANDMARK_LABELS`. If a source has no labels (films), landmarks come from the ``detector``, and all
+    pixels get one part, about which no flow can be wrong.
 
-    With ``truth`` also what `RenderedPairs.truth` gives, and ``known`` (b): 1, or 0 for pairs of a source that doesn't
-    know it, for which everything stands still and is visible; ``lots`` (b, 2) and ``holes`` (b, `HOLES`, 6) are random
-    numbers for `minimodel.training.teaching`.
+    With ``truth`` an item also holds the entries of `RenderedPairs.truth` and ``known`` (b): 1, or 0 for pairs whose
+    source has no truth; for those the flow is 0 and every pixel visible. ``lots`` (b, 2) and ``holes`` (b, `HOLES`, 6)
+    are random numbers for `minimodel.training.teaching`.
     """
 
     def __init__(
@@ -260,6 +276,8 @@ class PairStream(Dataset):
         self.labels, self.detector, self.truth = labels, detector, truth
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
+        """The batch of a step, on ``device``. Raises `MinimodelError` if labels are needed and neither the source nor a
+        detector gives them."""
         generator = step_generator(self.seed, step)
         transform = random_transforms(self.batch, generator)
         samples = [source.draw(self.batch, generator) for source in self.sources]
@@ -291,7 +309,7 @@ class PairStream(Dataset):
         return item | {name: value[mine].to(self.device) for name, value in random.items()}
 
     def known(self, source: PairSource, samples: Any, slots: Tensor, device: torch.device) -> dict[str, Tensor]:
-        """What is known of the pairs drawn for ``slots``; see the class."""
+        """The truth of the pairs drawn for ``slots``, or stand-ins if their source has none; see the class."""
         count = len(slots)
         truth = source.truth(samples, slots, device)
         if truth:
@@ -302,7 +320,8 @@ class PairStream(Dataset):
 
     @torch.no_grad()
     def found(self, frames: Float[Tensor, "2 b 3 h w"]) -> dict[str, Tensor]:
-        """Landmarks of films as the detector finds them, and one part for all pixels."""
+        """Labels for films: the landmarks that the detector finds, and one part for all pixels. Raises `MinimodelError`
+        without a detector."""
         if self.detector is None:
             raise MinimodelError(f"pairs without {', '.join(self.labels)}: a detector is needed to find landmarks")
         source, driving = self.detector.find(frames.flatten(0, 1)).unflatten(0, (2, -1))

@@ -1,4 +1,5 @@
-"""A film, cut to its face frame after frame: the square goes after the face, and frames without it are held."""
+"""Tracking: a film cut to its face frame after frame. The square follows the face, and the last good frame stands in
+for frames without it."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -18,14 +19,14 @@ STEP, STEP_RATIO = 1.0, 1.3
 
 
 class FaceTracker:
-    """Cuts the frames of a film one after the other, each looked at once, in little memory.
+    """Cuts the frames of a film one after the other, in one pass and in little memory.
 
-    A frame without the face (it has left, something hides it, the film shows something else) is *held*: the last good
-    one stands in. Frames before the first good one show that. ``held`` lists their numbers, ``count`` is how many
-    frames there were, `note` says so in words.
+    A frame without the face (the face has left or is hidden, or the film shows something else) is *held*: the last good
+    frame stands in. For frames before the first good one, the first good one stands in. ``held`` lists their numbers,
+    ``count`` is the number of frames so far, `note` describes both in words.
 
-    The square rests while the face moves about in it, as in the clips of training, and goes after it smoothly once it
-    nears an edge or is no longer of its size.
+    The square rests while the face moves about in it, as in the clips of training. It follows the face smoothly once
+    the face nears an edge or changes its size.
     """
 
     def __init__(self, framing: Framing, detector: nn.Module, *, batch: int = 8):
@@ -38,7 +39,7 @@ class FaceTracker:
         self.count = 0
 
     def crops(self, frames: Iterable[UInt8[Tensor, "3 h w"]], size: int) -> Iterator[Float[Tensor, "3 {size} {size}"]]:
-        """The frames as models want them, as many as there were."""
+        """Yield the cut frames, in [0, 1], one for each frame. Raises `MinimodelError` if the face is in no frame."""
         frames, shown, waiting = iter(frames), None, 0
         while some := list(islice(frames, self.batch)):
             for frame, seen in zip(some, self.look(some), strict=True):
@@ -56,7 +57,7 @@ class FaceTracker:
 
     @torch.inference_mode()
     def look(self, frames: list[UInt8[Tensor, "3 h w"]]) -> list[tuple[Place, float] | None]:
-        """The face's place in each frame, and how sure the detector is of it; None where nobody is watched."""
+        """Find the face's place in each frame, and the detector's confidence; None where no face is tracked."""
         if self.camera is None:
             return [None] * len(frames)
         box = usual_box(self.camera)
@@ -64,7 +65,7 @@ class FaceTracker:
         return [(place_of(points, box), sure) for points, sure in zip(found, confidence(heatmaps, found).tolist())]
 
     def accept(self, seen: tuple[Place, float] | None) -> bool:
-        """Whether the next frame is good; if so the square goes on to it."""
+        """Decide whether the next frame is good; if it is, the square follows its face."""
         self.count += 1
         if seen is None:
             return True
@@ -85,7 +86,7 @@ class FaceTracker:
         return good
 
     def note(self) -> str | None:
-        """What a user should know of it."""
+        """A line for the user if frames were held, otherwise None."""
         if not self.held:
             return None
         spans: list[list[int]] = []

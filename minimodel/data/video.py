@@ -1,8 +1,8 @@
-"""Films in: clips with quick random access, and where they are found.
+"""Reading films: clips with quick random access, and the search for clips in folders.
 
-A clip is a film of any kind that libav reads, or a folder of pictures. A data set is a folder of clips, in folders as
-deep as one likes, split into ``train`` and ``test`` (or ``val``) below it, or not split at all. Landmarks may lie
-beside a clip as ``NAME.npz`` with ``landmarks`` (T, 74, 2).
+A clip is a film of any kind that libav reads, or a folder of pictures. A data set is a folder of clips, in folders of
+any depth, split into ``train`` and ``test`` (or ``val``) below it, or not split at all. Landmarks may lie beside a clip
+as ``NAME.npz`` with ``landmarks`` (T, 74, 2).
 """
 
 import os
@@ -38,8 +38,8 @@ SPLITS = ("train", "test", "val")  # folders of a data set
 
 
 def read_image(path: str | Path) -> Float[Tensor, "3 h w"]:
-    """A picture as RGB in [0, 1], see `read_picture`; of a film its first frame. What the file holds decides, not its
-    name. MinimodelError for anything else."""
+    """Read a picture as RGB in [0, 1], see `read_picture`; of a film, its first frame. The content of the file decides,
+    not its name. Raises `MinimodelError` for anything else."""
     path = Path(path)
     if holds_film(path):
         return next(Clip(path).decode())[1] / 255
@@ -47,11 +47,14 @@ def read_image(path: str | Path) -> Float[Tensor, "3 h w"]:
 
 
 class Clip:
-    """Frames of one clip by number; only the frames since the last key frame are decoded to reach one.
+    """The frames of one clip by number. To reach a frame, only the frames since the last key frame are decoded.
 
-    ``times[n] * time_base`` is when frame n is shown, in seconds, and ``end * time_base`` when the last one has been;
-    ``fps`` is the average rate. ``missing`` are the numbers of frames that turned out not to decode: of a film of which
-    frame n has been decoded, those before n are known.
+    ``times[n] * time_base`` is the time in seconds when frame n appears, and ``end * time_base`` the time when the last
+    frame ends. ``fps`` is the average rate. ``missing`` holds the numbers of frames that turned out not to decode: once
+    frame n has been decoded, those before n are complete. Raises `MinimodelError` for a file or folder without frames.
+
+    >>> for number, frame in Clip("film.mp4").decode():  # (3, h, w), bytes
+    ...     print(number, frame.shape)
     """
 
     def __init__(self, path: str | Path):
@@ -81,8 +84,9 @@ class Clip:
         return len(self.times)
 
     def decode(self, start: int = 0) -> Iterator[tuple[int, UInt8[Tensor, "3 h w"]]]:
-        """(number, frame) from the last key frame at or before ``start`` onwards. Frames that can't be decoded are left
-        out, and how many is said in a warning."""
+        """Decode the frames from the last key frame at or before ``start`` onwards. Yields (number, frame); frames are
+        bytes. Frames that can't be decoded are left out, and a warning gives their count. Raises `MinimodelError` if
+        none can be decoded."""
         first = start
         if self.files is not None:
             frames = self._read_files(self.files, start)
@@ -131,7 +135,8 @@ class Clip:
                 yield number, error
 
     def _decode(self, first: int) -> Iterator[tuple[int, Tensor | Exception]]:
-        """(number, frame), or in its place what went wrong, from the key frame ``first`` on."""
+        """Yield (number, frame) from the key frame ``first`` on; for a damaged frame the exception takes the frame's
+        place."""
         line = self.timeline
         assert line is not None  # only a folder of pictures, or a picture, has none
         container, stream = open_film(self.path)
@@ -164,8 +169,12 @@ class Clip:
 
 
 def find_clips(root: str | Path, split: str | None = None) -> list[Path]:
-    """The clips of a data set: those in a folder and in the folders within, or one film. ``split`` "train" looks into
-    train/, "test" into test/ or val/, and either into the folder itself where it isn't split."""
+    """List the clips of a data set: those in a folder and in the folders within, or a single film. ``split`` "train"
+    takes train/, "test" takes test/ or val/, and either takes the folder itself if it isn't split. Raises
+    `MinimodelError` if there are no clips.
+
+    >>> clips = [Clip(path) for path in find_clips("data", "train")]
+    """
     root = Path(root)
     if not root.exists():
         raise MinimodelError(f"{root}: no such film or folder of clips")
@@ -182,7 +191,7 @@ def find_clips(root: str | Path, split: str | None = None) -> list[Path]:
 
 
 def _clips_below(folder: Path, seen: set[str]) -> list[Path]:
-    """Films, and folders that hold pictures and nothing else to read, at any depth."""
+    """Films, and folders that hold pictures and no films, at any depth."""
     if os.path.realpath(folder) in seen:  # a link leads back
         return []
     seen.add(os.path.realpath(folder))

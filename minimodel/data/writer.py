@@ -1,4 +1,4 @@
-"""Films out: .mp4, .mov, .mkv and .webm with sound, and .gif."""
+"""Writing films: .mp4, .mov, .mkv and .webm with sound, and .gif."""
 
 import shutil
 import tempfile
@@ -28,19 +28,26 @@ GIF_TICK, GIF_SHORTEST = Fraction(1, 100), 2  # seconds, and ticks: browsers sho
 
 
 def check_size(size: int) -> None:
-    """Films have even sides, and faces want some pixels."""
+    """Raise a `MinimodelError` unless ``size`` is even, as H.264 needs it, and at least 16 pixels."""
     if size < 16 or size % 2:
         raise MinimodelError(f"size is {size}: expected an even number, at least 16")
 
 
 class VideoWriter:
-    """Writes a film, whole or not at all: under another name until it is finished. The name's end says which format:
-    .mp4, .mov and .mkv (H.264), .webm (VP9), .gif.
+    """Writes a film, whole or not at all: until it is finished the file has another name. The ending of ``path``
+    decides the format: .mp4, .mov and .mkv (H.264), .webm (VP9), .gif.
 
-    Frames are (3, h, w) in [0, 1]. ``like`` gives each frame the time it has in that clip, and copies its sound (a .gif
-    is silent). Frames that turn out not to decode in ``like`` (`Clip.missing`) are those that aren't written.
-    ``every`` is the distance of key frames: short for clips that are to be read at random. ``crf`` is H.264's quality,
-    lower is better. ``metadata`` go into the container; a .gif has room for ``comment`` alone.
+    Frames are (3, h, w) in [0, 1]. With ``like`` each frame gets the time that it has in that clip, and the clip's
+    sound is copied (a .gif is silent). Frames that turn out not to decode in ``like`` (`Clip.missing`) are skipped in
+    the timing, so don't write them. ``fps`` is the rate without ``like``. ``every`` is the distance of key frames:
+    short for clips that are read at random. ``crf`` is H.264's quality; lower is better. ``metadata`` goes into the
+    container; a .gif has room for ``comment`` alone.
+
+    Raises:
+        MinimodelError: an unknown ending, a directory, no frame to write, or a file that can't be written.
+
+    >>> with VideoWriter("film.mp4", fps=25) as writer:
+    ...     writer.write(torch.rand(3, 64, 64))
     """
 
     def __init__(
@@ -73,7 +80,7 @@ class VideoWriter:
         return self
 
     def _frame_times(self) -> Iterator[tuple[Fraction, Fraction]]:
-        """When each frame begins and ends, in seconds."""
+        """The times in seconds at which each frame begins and ends."""
         begin = Fraction(0)
         if self.like is not None:
             times, tick = [*self.like.times, self.like.end], self.like.time_base
@@ -116,6 +123,7 @@ class VideoWriter:
             self.next_sound = next(self.sound, None)
 
     def write(self, picture: Float[Tensor, "3 h w"]) -> None:
+        """Append a frame; the first one decides the film's size. Colours outside [0, 1] are clamped."""
         array = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         if self.container is None:
             self._start(*array.shape[:2])
@@ -141,7 +149,7 @@ class VideoWriter:
             raise MinimodelError(f"{self.path}: can't be written ({one_line(failure)})") from failure
 
     def _write_sound(self, until: Fraction) -> None:
-        """Sound goes between the pictures, up to the moment that they have reached."""
+        """Write the sound up to the time that the pictures have reached, so that both are interleaved."""
         while self.sound is not None and self.next_sound is not None and self.next_sound[0] <= until:
             try:
                 self._mux([self.next_sound[1]])
@@ -173,7 +181,7 @@ class VideoWriter:
 
 
 class Palette:
-    """The 256 best colours for each frame by itself, so that none has to be kept."""
+    """Reduces each frame to its own best 256 colours, so that no frame has to be kept."""
 
     def __init__(self, height: int, width: int):
         self.graph = av.filter.Graph()
@@ -189,18 +197,19 @@ class Palette:
         self.graph.configure()
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """Reduce an RGB frame to 256 colours."""
         self.graph.push(frame)
         return self.graph.pull()
 
 
 def write_comment(gif: Path, comment: str) -> None:
-    """Put a comment before the frames of a .gif, where libav puts none."""
+    """Insert a comment before the frames of a .gif, which libav can't do."""
     if not comment:
         return
     data = comment.encode()
     blocks = [data[start : start + 255] for start in range(0, len(data), 255)]
     with gif.open("rb") as film, tempfile.TemporaryFile(dir=gif.parent) as whole:
-        head = film.read(13)  # its last but two tells the length of the colours that follow
+        head = film.read(13)  # its last byte but two holds the length of the colours that follow
         colours = 3 << (head[10] & 7) + 1 if head[10] & 128 else 0
         whole.write(head + film.read(colours))
         whole.write(b"\x21\xfe" + b"".join(bytes([len(block)]) + block for block in blocks) + b"\0")

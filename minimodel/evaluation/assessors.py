@@ -1,8 +1,8 @@
-"""Assessors, networks that read faces for the metrics: where the landmarks are, who it is, how the head is turned,
-what the face does.
+"""Assessors: networks that read faces for the metrics. They find landmarks, identity, rotation of the head and
+expression.
 
-The papers ask other people's networks: a landmark detector (AKD, MKR), OpenFace (AED), py-feat (ARD, AUH), Inception
-(FID). Ours are small and shipped, so that every metric runs everywhere, and were trained on the rendered faces, of
+The papers use other people's networks: a landmark detector (AKD, MKR), OpenFace (AED), py-feat (ARD, AUH), Inception
+(FID). Ours are small and shipped, so that every metric runs everywhere. They were trained on the rendered faces, of
 which all answers are known. Numbers by one set of assessors can't be compared with numbers by another.
 
 `minimodel.evaluation.metrics.fid` takes any network's features. Those of ours are `minimodel.features.FaceFeatures`;
@@ -28,10 +28,10 @@ from minimodel.landmarks import SIZE as LANDMARK_SIZE
 from minimodel.saving import find_weights, load_weights_into, make_metadata, read_config, write_weights
 from minimodel.warping import size_of
 
-SIZE = 64  # side of the pictures that the reader sees
+SIZE = 64  # side in pixels of the pictures that the reader takes
 ROTATION = ("yaw", "pitch", "roll")
 EXPRESSION = ("jaw", "part", "smile", "wide", "brows", "frown", "lids")
-# The action units that the rendered faces can show: the variable of `EXPRESSION` that tells each, the threshold, and
+# The action units that the rendered faces can show: the variable of `EXPRESSION` that decides each, the threshold, and
 # whether the unit is active above (1) or below it (-1).
 UNITS = {
     "brows raised (1 + 2)": ("brows", 0.3, 1),
@@ -45,7 +45,7 @@ UNITS = {
     "eyes shut (43)": ("lids", 0.5, -1),
 }
 # A landmark counts as found where this share of its heatmap lies within two of its pixels of it. On faces that the
-# detector hasn't seen 99.6 % do, on mouths that are cut off about a quarter, and none on noise.
+# detector wasn't trained on 99.6 % do, on mouths that are cut off about a quarter, and none on noise.
 FOUND = 0.7
 
 
@@ -55,7 +55,7 @@ class ReaderConfig:
 
     widths: tuple[int, ...] = (48, 96, 192)
     """Channels of the blocks; the first has a quarter of the picture's resolution, each other half of the one before:
-    it sees all pixels, stacked as channels."""
+    its input is all pixels, stacked as channels."""
     narrow: int = 64
     """Channels whose 4 x 4 places are read one by one."""
     embedding: int = 64
@@ -64,10 +64,11 @@ class ReaderConfig:
 
 
 class FaceReader(nn.Module):
-    """A face's picture and landmarks -> who it is, how the head is turned, what the face does.
+    """Reads identity, rotation of the head and expression from a face's picture and its landmarks.
 
-    Two networks in one: a residual one reads the first two from the picture. It didn't learn to read lids, lips and
-    brows, of which a few of 64 x 64 pixels tell, in 15 minutes; so these are read from the landmarks.
+    It is two networks in one. A residual network reads identity and rotation from the picture. Lids, lips and brows
+    take up a few of 64 x 64 pixels, too few to learn them from the picture in 15 minutes; so the expression is read
+    from the landmarks.
     """
 
     mean: Tensor
@@ -96,8 +97,9 @@ class FaceReader(nn.Module):
     def forward(
         self, image: Float[Tensor, "b 3 h w"], points: Float[Tensor, "b 74 2"]
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b 3"], Float[Tensor, "b 7"]]:
-        """-> the embedding, of length 1; yaw, pitch and roll in degrees; `EXPRESSION` in the units of
-        `minimodel.data.synthetic.State`, where what is told apart by side is averaged."""
+        """Read faces: the identity's embedding, of length 1; yaw, pitch and roll in degrees; and `EXPRESSION`, in the
+        units of `minimodel.data.synthetic.State`, averaged over both sides. ``image`` has any size; ``points`` are
+        normalised."""
         x = self.trunk(2 * resized(image, SIZE) - 1)
         with torch.autocast(image.device.type, enabled=False):  # bfloat16 would put landmarks onto a coarse grid
             places = (aligned(points.float()) - self.place_mean) / self.place_std
@@ -106,12 +108,13 @@ class FaceReader(nn.Module):
             return F.normalize(self.identity(x.float()), dim=1), *values.split([len(ROTATION), len(EXPRESSION)], dim=1)
 
     def save(self, path: str | Path) -> None:
+        """Write the weights and the configuration as a .safetensors file."""
         config = json.dumps(dataclasses.asdict(self.config))
         write_weights(self, path, make_metadata(config, kind="assessors"))
 
     @classmethod
     def load(cls, name_or_path: str | Path = "assessors") -> "FaceReader":
-        """The shipped reader, or a file written by `save`; on the CPU, in evaluation mode."""
+        """Load the shipped reader, or a file written by `save`. It is on the CPU and in evaluation mode."""
         path = find_weights(name_or_path, ["assessors"])
 
         def config(text: str) -> ReaderConfig:
@@ -124,27 +127,28 @@ class FaceReader(nn.Module):
 
 
 def aligned(points: Float[Tensor, "b 74 2"]) -> Float[Tensor, "b 148"]:
-    """Landmarks about their middle, in units of how far they lie from it: shifts and sizes make no difference."""
+    """Centre landmarks and divide them by their spread (root of the mean squared distance from the centre). The result
+    doesn't depend on place and size of the face."""
     centred = points - points.mean(1, keepdim=True)
     return (centred / centred.square().sum(2).mean(1).sqrt()[:, None, None]).flatten(1)
 
 
 def resized(image: Float[Tensor, "b 3 height width"], size: int) -> Float[Tensor, "b 3 {size} {size}"]:
-    """Pictures of another size, smaller ones without aliasing."""
+    """Resize pictures to ``size`` x ``size``, without aliasing where they shrink."""
     if size_of(image) == (size, size):
         return image
     return F.interpolate(image, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 def active_units(expression: Float[Tensor, "b 7"]) -> Bool[Tensor, "b 9"]:
-    """Which of the action units `UNITS` are active."""
+    """Decide from the expression which of the action units `UNITS` are active, in that order."""
     columns = [sign * (expression[:, EXPRESSION.index(name)] - least) > 0 for name, least, sign in UNITS.values()]
     return torch.stack(columns, dim=1)
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """What assessors find in pictures: what the metrics compare."""
+    """The findings of the assessors in a batch of pictures, which the metrics compare."""
 
     points: Float[Tensor, "b k 2"]  # landmarks, normalised
     found: Bool[Tensor, "b k"]  # which of them the detector is sure of
@@ -155,8 +159,9 @@ class Assessment:
 
 
 class Assessors(nn.Module):
-    """Pictures of faces -> `Assessment`. Any module that does the same, with a ``source`` that names it in tables, can
-    take its place in `minimodel.evaluation.protocols`: one that wraps the papers' networks, for instance."""
+    """Assess pictures of faces: `forward` returns an `Assessment`. Any module that does the same, with a ``source``
+    that names it in tables, can take its place in `minimodel.evaluation.protocols`: one that wraps the papers'
+    networks, for instance."""
 
     source = "ours"
 
@@ -166,6 +171,7 @@ class Assessors(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Assessment:
+        """Assess pictures of any size, colours in [0, 1]."""
         points, heatmaps = self.detector(resized(image, LANDMARK_SIZE))
         embedding, rotation, expression = self.reader(image, points)
         return Assessment(
@@ -179,5 +185,5 @@ class Assessors(nn.Module):
 
 
 def load_assessors() -> Assessors:
-    """All that is shipped."""
+    """Load the shipped assessors, frozen, on the CPU."""
     return Assessors(LandmarkDetector.load(), FaceReader.load(), load_features("faces")).eval().requires_grad_(False)

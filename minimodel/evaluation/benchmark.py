@@ -1,6 +1,7 @@
-"""What is measured on: the frozen benchmark, the frozen cross-identity pairs, and clips of one's own.
+"""The data of evaluations: the frozen benchmark, the frozen cross-identity pairs, and clips of one's own.
 
-Notebook: ``notebooks/11_train_a_full_model.ipynb``."""
+Notebook: ``notebooks/11_train_a_full_model.ipynb``.
+"""
 
 from dataclasses import dataclass, fields, replace
 
@@ -26,8 +27,8 @@ RIGHT_EYE, LEFT_EYE, MOUTH = slice(36, 42), slice(42, 48), slice(48, 68)  # amon
 
 @dataclass
 class Truth:
-    """What only the rendered faces know, for each driving frame: flow to the source, what the source shows, and where
-    the whole face, the mouth and the eyes are."""
+    """The truth that only rendered faces have, for each driving frame: the normalised flow to the source, the pixels
+    that the source shows too, and masks of the whole face, the mouth and the eyes."""
 
     flow: Float[Tensor, "t 2 h w"]
     visible: Bool[Tensor, "t 1 h w"]
@@ -36,7 +37,7 @@ class Truth:
 
 @dataclass
 class EvaluationClip:
-    """Frames (T, 3, H, W) in [0, 1]; the first is the source, the others drive."""
+    """A clip to evaluate on: frames (T, 3, H, W) in [0, 1], of which the first is the source and the others drive."""
 
     name: str
     frames: Float[Tensor, "t 3 h w"]
@@ -45,8 +46,12 @@ class EvaluationClip:
 
 
 def load_evaluation(name: str, size: int, *, most: int | None = None) -> list[EvaluationClip]:
-    """ "synthetic" is the frozen benchmark; anything else a folder of clips, of which test/ or val/ is taken if it has
-    one, and the first ``most`` if that is given."""
+    """Load the clips of a data set. "synthetic" is the frozen benchmark; any other name is a film or a folder of clips,
+    of which test/ or val/ is taken if it has one. ``most`` limits the number of clips of a folder. Frames are cut to
+    the largest square in the middle and resized to ``size``. Raises `MinimodelError` for a clip of one frame.
+
+    >>> clips = load_evaluation("synthetic", 64)
+    """
     if name == "synthetic":
         return benchmark(size)
     clips = []
@@ -59,7 +64,8 @@ def load_evaluation(name: str, size: int, *, most: int | None = None) -> list[Ev
 
 
 def benchmark(size: int) -> list[EvaluationClip]:
-    """The frozen benchmark: identities never trained on, each speaking, blinking and looking about for five seconds."""
+    """Render the frozen benchmark: 20 people never trained on, each speaking, blinking and looking about for five
+    seconds."""
     clips = []
     identities = synthetic.sample_identities(BENCHMARK_CLIPS, BENCHMARK_SEED)
     for index in range(BENCHMARK_CLIPS):
@@ -70,7 +76,7 @@ def benchmark(size: int) -> list[EvaluationClip]:
 
 
 def synthetic_clip(name: str, faces: synthetic.Faces, size: int) -> EvaluationClip:
-    """One identity's states as a clip with all that is known about it."""
+    """Render one identity's states as a clip, with its truth and its landmarks."""
     driving = faces[1:]
     source = synthetic.Faces(faces.identity[:1], faces.state[:1])
     flow, visible = synthetic.flow_between(synthetic.Faces(driving.identity, source.state), driving, size)
@@ -87,7 +93,7 @@ def synthetic_clip(name: str, faces: synthetic.Faces, size: int) -> EvaluationCl
 
 
 def around(points: Float[Tensor, "t n 2"], size: int) -> Bool[Tensor, "t 1 h w"]:
-    """The box around points (in pixels), a quarter larger on every side, as a mask."""
+    """The mask of the box around points (in pixels), enlarged on every side by a quarter of its longer side."""
     low, high = points.amin(1), points.amax(1)
     margin = (high - low).amax(1, keepdim=True) / 4
     pixels = to_pixels(identity_grid(size, size).permute(1, 2, 0), (size, size))
@@ -99,8 +105,8 @@ def around(points: Float[Tensor, "t n 2"], size: int) -> Bool[Tensor, "t 1 h w"]
 class CrossClip:
     """A film of one person, and the true answer: the source's person doing the same.
 
-    Frames 1, 2, ... of ``driving`` and ``truth`` are in the same states. ``driving`` begins with the film's first
-    frame, ``truth`` with the source.
+    From the second on, the frames of ``driving`` and ``truth`` have the same states. ``driving`` begins with the film's
+    first frame, ``truth`` with the source.
     """
 
     driving: Float[Tensor, "t 3 h w"]
@@ -109,10 +115,10 @@ class CrossClip:
 
 
 def cross_clips(name: str, size: int, *, count: int = BENCHMARK_CLIPS) -> list[CrossClip]:
-    """The first ``count`` of the frozen cross-identity pairs.
+    """Render the first ``count`` of the frozen cross-identity pairs.
 
-    In "cross-aligned" the source is in the state of the film's first frame, as the usual protocol asks for; in
-    "cross-plain" it is in one of its own.
+    With the name "cross-aligned" the source has the state of the film's first frame, as the usual protocol asks for.
+    With "cross-plain" it has a state of its own.
     """
     people = synthetic.sample_identities(BENCHMARK_CLIPS, BENCHMARK_SEED)
     clips = []
@@ -134,10 +140,11 @@ def cross_clip(
     start: synthetic.State,
     size: int,
 ) -> CrossClip:
-    """``driver`` in all ``states``; ``source`` in the state ``start`` and then in the same states from the second on.
+    """Render one cross-identity pair: ``driver`` in all ``states``, and ``source`` first in the state ``start`` and
+    then in ``states`` from the second on.
 
-    Heads, faces and gaze are transferred, scenes aren't: the true answer has the photo's background where it was, and
-    all frames have one light.
+    Head, face and gaze are transferred, the scene isn't: in the true answer the background stays where it is in the
+    photo, and all frames have one light.
     """
     first = replace(start, light=states.light[:1], ambient=states.ambient[:1])
     joined = {f.name: torch.cat([getattr(first, f.name), getattr(states, f.name)[1:]]) for f in fields(first)}

@@ -1,8 +1,9 @@
-"""Inception v3 (Szegedy et al. 2015, "Rethinking the Inception Architecture for Computer Vision") as FID asks it
-(Heusel et al. 2017): a picture's 2048 features.
+"""Inception v3 (Szegedy et al. 2015, "Rethinking the Inception Architecture for Computer Vision") as FID uses it
+(Heusel et al. 2017): 2048 features of a picture.
 
-Module names equal torchvision's, so published weights load by name. What differs from torchvision's network is what
-TensorFlow's of 2015 did: averages don't count the padding, and the last block takes a maximum where others average.
+Module names equal torchvision's, so published weights load by name. It differs from torchvision's network as
+TensorFlow's of 2015 did: averages don't count the padding, and the last block takes a maximum where the other blocks
+average.
 
 Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
 """
@@ -60,7 +61,8 @@ BLOCKS = {
 
 
 class _Convolution(nn.Module):
-    """With BatchNorm and ReLU. Without a stride it keeps the picture's size, unless ``padding`` says otherwise."""
+    """A convolution with BatchNorm and ReLU. With a stride of 1 it keeps the picture's size, unless ``padding`` is
+    given."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: tuple[int, int], *, stride: int = 1, padding: int | None = None
@@ -116,7 +118,7 @@ class _Block(nn.Module):
 
 
 class Inception(nn.Module):
-    """Pictures in [0, 1] of any size -> (B, 2048)."""
+    """Compute 2048 features of each picture; pictures have any size and colours in [0, 1]."""
 
     def __init__(self):
         super().__init__()
@@ -132,6 +134,7 @@ class Inception(nn.Module):
             channels = block.channels
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2048"]:
+        """The features, averaged over the last layer's places."""
         x = F.interpolate(image, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(2 * x - 1)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, stride=2)))
@@ -148,6 +151,6 @@ INCEPTION_URL = (
 
 
 def load_inception(name: str = "inception") -> Inception:
-    """Inception for `minimodel.evaluation.metrics.fid`, frozen: "inception" downloads the weights with which FID was
-    published (91 MB, once, checksummed); anything else is the path of that file."""
+    """Load Inception, frozen, for `minimodel.evaluation.metrics.fid`. "inception" downloads the weights with which FID
+    was published (91 MB, once, checksummed); any other name is the path of that file."""
     return _needed({"inception": _Published(Inception, "Inception's", INCEPTION_URL)}, name, measure="FID")[1]

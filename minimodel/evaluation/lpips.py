@@ -17,13 +17,13 @@ ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 
 
 class VGG16(_VGG):
-    """The thirteen convolutions of VGG-16, read after the last ReLU of each block, as LPIPS does."""
+    """The thirteen convolutions of VGG-16; the features are those after the last ReLU of each block, as in LPIPS."""
 
     depths, read = (2, 2, 3, 3, 3), -1
 
 
 class AlexNet(nn.Module):
-    """The five convolutions of AlexNet, each read after its ReLU, as LPIPS does.
+    """The five convolutions of AlexNet; the features are those after each ReLU, as in LPIPS.
 
     Module names equal torchvision's, so its weights load by name.
     """
@@ -51,6 +51,7 @@ class AlexNet(nn.Module):
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        """The five layers' features. Raises `MinimodelError` for pictures with a side under 31 pixels."""
         height, width = image.shape[-2:]
         if min(height, width) < 31:
             raise MinimodelError(f"pictures of {height} x {width} pixels: AlexNet needs sides of at least 31")
@@ -63,10 +64,10 @@ class AlexNet(nn.Module):
 
 
 def load_lpips(name: str = "alex") -> tuple[str, nn.Module, list[Tensor]]:
-    """Which LPIPS it is, "alex" or "vgg", and for `minimodel.evaluation.metrics.lpips` the published network, frozen,
-    and the weights of its channels.
+    """Load the networks for `minimodel.evaluation.metrics.lpips`: the kind ("alex" or "vgg"), the published network,
+    frozen, and the weights of its channels.
 
-    "alex" and "vgg" download torchvision's AlexNet (233 MB) or VGG-16 (528 MB) once, checksummed; anything else is the
+    "alex" and "vgg" download torchvision's AlexNet (233 MB) or VGG-16 (528 MB) once, checksummed; any other name is the
     path of a file with either. The weights of the channels (Zhang et al. 2018, version 0.1) are shipped.
     """
     choices: dict[str, _Published[nn.Module]] = {

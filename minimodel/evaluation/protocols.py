@@ -1,4 +1,4 @@
-"""How a model is measured: by driving a face with itself, and with others, beside lines to compare with.
+"""The protocols of evaluation: a face driven by itself, and by others, beside reference lines.
 
 Notebook: ``notebooks/11_train_a_full_model.ipynb``.
 """
@@ -24,16 +24,16 @@ from minimodel.warping import invert_flow_at, warp
 
 @dataclass
 class Scores:
-    """For each measure the mean over all driving frames, of the model and of the lines beside it."""
+    """The mean of each measure over all driving frames, for the model and for the reference lines."""
 
     rows: dict[str, dict[str, float]]  # line ("model", "copy", "oracle", or a mode of transfer) -> measure -> value
 
     def summary(self) -> dict[str, float]:
-        """Flat, for logs: the model's measures, and its gain in dB over copying."""
+        """The model's measures, and its gain in PSNR (dB) over copying the source, as one flat dictionary for logs."""
         return self.rows["model"] | {"gain": self.rows["model"]["PSNR"] - self.rows["copy"]["PSNR"]}
 
     def table(self) -> str:
-        """Markdown, one line each for the model and what it is compared with."""
+        """The scores as a Markdown table: one row for the model and for each reference line."""
         measures = dict.fromkeys(measure for row in self.rows.values() for measure in row)
         lines = ["| | " + " | ".join(measures) + " |", "|---" * (len(measures) + 1) + "|"]
         for line, values in self.rows.items():
@@ -50,8 +50,8 @@ Lines = dict[str, dict[str, list[Tensor]]]  # line -> measure -> values of some 
 
 @runtime_checkable
 class Renderer(Protocol):
-    """What is evaluated: any ``nn.Module`` that renders as `AnimationModel` does. Of what `render` returns ``image`` is
-    compared; ``flows`` and ``occlusions`` (the last of each) as well, if they are there."""
+    """The interface of what is evaluated: any ``nn.Module`` that renders as `AnimationModel` does. Of the output of
+    `render`, ``image`` is compared, and the last of ``flows`` and of ``occlusions`` if it has them."""
 
     training: bool
 
@@ -73,7 +73,8 @@ class Renderer(Protocol):
 
 @contextmanager
 def evaluation_mode(model: nn.Module | Renderer) -> Iterator[torch.device]:
-    """In evaluation mode and without gradients while inside, whatever happens there; -> the model's device."""
+    """Context in which a model is in evaluation mode and no gradients are computed; the model's mode is restored
+    afterwards, also after an error. Gives the model's device."""
     training = model.training
     model.train(False)
     try:
@@ -92,11 +93,12 @@ def evaluate(
     distances: dict[str, Callable[[Tensor, Tensor], Tensor]] | None = None,
     batch: int = 32,
 ) -> Scores:
-    """Same-identity reconstruction: the first frame is the source, every other frame drives.
+    """Measure same-identity reconstruction: the first frame of each clip is the source, every other frame drives.
 
-    A model that moves by landmarks is given the clip's if it has some: its numbers then say nothing about a detector.
-    ``assessors`` (see `minimodel.evaluation.assessors.Assessors`) add what they say of the pictures, which takes longer
-    than all the rest; ``distances`` are more measures of a picture and its target (b, 3, h, w), by name.
+    A model that moves by landmarks is given the clip's landmarks if there are some; its numbers then include no error
+    of a detector. ``features`` are those of the perceptual distance. ``assessors`` (see
+    `minimodel.evaluation.assessors.Assessors`) add AKD, MKR and AED, which takes longer than all the rest.
+    ``distances`` are further measures of a picture and its target (b, 3, h, w), by name.
 
     >>> scores = evaluate(model, load_evaluation("synthetic", 64), load_features("faces"))
     >>> print(scores.table())
@@ -127,7 +129,8 @@ def measure_pictures(
     assessors: nn.Module | None,
     distances: dict[str, Callable[[Tensor, Tensor], Tensor]],
 ) -> dict[str, dict[str, Tensor]]:
-    """Line -> measure -> one value a frame, for the pictures (b, 3, h, w) of each line beside their target."""
+    """Measure the pictures (b, 3, h, w) of each line against their target. Returns line -> measure -> one value a
+    frame."""
     scales = metrics.ms_ssim_scales(*target.shape[-2:])
     truly: Assessment | None = None if assessors is None else assessors(target)
     lines = {}
@@ -153,8 +156,8 @@ def measure_pictures(
 def measure_truth(
     lines: dict[str, dict[str, Tensor]], output: Any, truth: Truth, frames: slice, device: torch.device
 ) -> None:
-    """Add to the ``lines`` what only exact truth can measure, of the truth's ``frames``: errors of the flow by region,
-    in pixels, and how well the last occlusion tells hidden pixels."""
+    """Add to ``lines`` the measures that need exact truth, for the truth's ``frames``: errors of the flow by region, in
+    pixels, and the balanced accuracy of the last occlusion."""
     flow, visible = truth.flow[frames].to(device), truth.visible[frames].to(device)
     flows = {"copy": torch.zeros_like(flow), "oracle": flow}
     if getattr(output, "flows", None):
@@ -169,7 +172,7 @@ def measure_truth(
 
 
 def source_of(network: nn.Module) -> str:
-    """The name of a network to write beside what it measures: its ``source``, or else its class."""
+    """The name of a network to write beside its numbers: its ``source`` if it has one, otherwise its class."""
     return str(getattr(network, "source", type(network).__name__))
 
 
@@ -180,7 +183,8 @@ def _add(lines: Lines, measured: dict[str, dict[str, Tensor]]) -> None:
 
 
 def _means(lines: Lines) -> dict[str, dict[str, float]]:
-    """Over the frames that have a value; what none has, as AKD where no landmark was found, is left out."""
+    """Means over the frames with a value. A measure without any value is left out, such as AKD where no landmark was
+    found."""
     joined = {line: {name: torch.cat(values) for name, values in row.items()} for line, row in lines.items()}
     return {
         line: {name: float(values.nanmean()) for name, values in row.items() if not values.isnan().all()}
@@ -189,12 +193,12 @@ def _means(lines: Lines) -> dict[str, dict[str, float]]:
 
 
 def keypoint_distance(prediction: Assessment, target: Assessment, size: int) -> Float[Tensor, "b"]:
-    """AKD in pixels of square pictures."""
+    """AKD (see `metrics.akd`) in pixels of square pictures with side ``size``."""
     return metrics.akd(prediction.points, target.points, prediction.found & target.found) * size / 2
 
 
 def find_avd(weights: str | Path, model: AnimationModel) -> transfer.AvdNetwork | None:
-    """The avd network of these weights, if one was trained."""
+    """Load the avd network of these weights, if one was trained; otherwise None."""
     there = transfer.own_avd(model) is not None or transfer.avd_path(weights).exists()
     return transfer.AvdNetwork.load(weights, model) if there else None
 
@@ -207,17 +211,17 @@ def evaluate_transfer(
     assessors: nn.Module | None = None,
     inception: Callable[[Tensor], Tensor] | None = None,
 ) -> Scores:
-    """Cross-identity animation against the true answer, a line for each way of transfer.
+    """Measure cross-identity animation against the true answer, one line for each mode of transfer.
 
-    "relative" starts where `animate --mode relative` does; "same person" is the model driven by the true answer, the
-    best that any way can do; "oracle" warps the source by the true flow. Landmarks of what was made are the source's
-    true ones, carried by the model's flow: an error of where the face was moved to, not of how it was painted. Those
-    count that the true flow itself carries to within a pixel: not those that one frame hides, nor those at an outline,
-    where the flow folds and says two things about one place.
+    "relative" starts at the frame where `animate --mode relative` does. "same person" is the model driven by the true
+    answer, the best that any mode can reach. "oracle" warps the source by the true flow. The landmarks of a result are
+    the source's true landmarks, carried by the model's flow: their error is that of the motion and not of the painting.
+    A landmark counts where the true flow itself carries it to within a pixel. Landmarks hidden in one frame don't
+    count, nor do those at an outline, where the flow folds.
 
-    With ``assessors`` also the papers' measures: ARD and AUH compare what was made with the film that drives, as in
-    MRFA's supplement; AED compares it with the true answer, and FID all of it with all true answers, by the features of
-    the assessors and, if it is given, of ``inception``.
+    ``assessors`` add the papers' measures. ARD and AUH compare the result with the driving film, as in MRFA's
+    supplement; AED compares it with the true answer; FID compares all results with all true answers, by the features of
+    the assessors and, if given, of ``inception``.
     """
     lines: Lines = {}
     seen: dict[str, dict[str, list[Tensor]]] = {}  # whose -> line -> the features for FID
@@ -261,8 +265,8 @@ def evaluate_transfer(
 def render_transfers(
     model: AnimationModel, photo: Tensor, driving: Tensor, truth: Tensor, network: transfer.AvdNetwork | None
 ) -> dict[str, Any]:
-    """The ``photo`` (1, 3, h, w) in the motion of the ``driving`` frames but the first, by each way of transfer, and in
-    that of the true answers."""
+    """Render the ``photo`` (1, 3, h, w) with the motion of the ``driving`` frames from the second on, by each mode of
+    transfer, and with the motion of the true answers ("same person")."""
     source, film = model.encode_source(photo), model.encode_driving(driving)
     frames = film[1:]
     best = transfer.best_start(source.motion, film)
@@ -280,7 +284,7 @@ def render_transfers(
 def measure_transfer(
     image: Float[Tensor, "b 3 h w"], moved: Float[Tensor, "b 2 h w"], target: Float[Tensor, "b 3 h w"], clip: CrossClip
 ) -> dict[str, Tensor]:
-    """Measure -> one value a frame, of frames made by the flow ``moved``."""
+    """Measure frames that were rendered with the flow ``moved``. Returns measure -> one value a frame."""
     truth = clip.truth.truth
     assert truth is not None
     device, half = target.device, target.shape[-1] / 2  # pixels in a normalised unit
@@ -298,14 +302,14 @@ def measure_transfer(
 
 
 def _landmarks(model: Renderer, clip: EvaluationClip, frames: slice) -> Tensor | None:
-    """Those of the clip, for a model that moves by them."""
+    """The landmarks of these frames on the model's device, for a model that moves by landmarks; otherwise None."""
     if not getattr(model, "moves_by_landmarks", False) or clip.landmarks is None:
         return None
     return clip.landmarks[frames].to(next(model.parameters()).device)
 
 
 def strip(model: Renderer, clips: list[EvaluationClip], *, rows: int = 6) -> Float[Tensor, "3 h w"]:
-    """A picture that shows what a model does: for some clips source, driving frame, result and, if the model has them,
+    """Draw a picture of a model's results: for some clips source, driving frame and result and, if the model has flows,
     warped source, flow and occlusion."""
     chosen = clips[:: max(1, len(clips) // rows)][:rows]
     columns: dict[int, list[Tensor]] = {}

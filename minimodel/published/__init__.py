@@ -1,5 +1,5 @@
-"""Published checkpoints: the networks of FOMM, TPSM, MRFA and MTIA as their code builds them, and the way from their
-files to ours.
+"""Published checkpoints: the networks of FOMM, TPSM, MRFA and MTIA as their code builds them, and the import of their
+files.
 
-Nothing of the main line imports this package but the command `import-checkpoint` and the loading of what it wrote.
+Nothing in the main line imports this package except the command `import-checkpoint` and the loading of imported files.
 """

@@ -10,9 +10,9 @@ from minimodel.transfer import AvdNetwork
 
 
 class PublishedAvdNetwork(AvdNetwork):
-    """Points of a source and of a driving frame, each as one row -> points with the source's shape and the driving
-    frame's pose. Same task and same call as `transfer.AvdNetwork`; wider, with batch norms, and its decoder gives the
-    points themselves."""
+    """The published avd network: from the points of a source and of a driving frame, each as one row, it computes
+    points with the source's shape and the driving frame's pose. Task and call are those of `transfer.AvdNetwork`. It is
+    wider, has batch norms, and its decoder gives the points themselves."""
 
     def __init__(self, points: int, *, widths: list[int], shape_code: int, pose_code: int):
         nn.Module.__init__(self)  # the layers are others
@@ -22,6 +22,8 @@ class PublishedAvdNetwork(AvdNetwork):
         self.decoder = _layers(pose_code + shape_code, *widths[::-1], 2 * points)
 
     def forward(self, source: Float[Tensor, "b d"], driving: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """Points (normalised positions of a corner grid, one row a frame) with the source's shape and the driving
+        frame's pose."""
         return self.decoder(torch.cat([self.pose_encoder(driving), self.shape_encoder(source)], dim=1))
 
 

@@ -1,4 +1,5 @@
-"""From a published checkpoint to one file of ours: read without running anything, checked name by name, written whole.
+"""From a published checkpoint to one file of ours: read without running any code from it, checked name by name, written
+whole.
 
 Source: the layouts that FOMM's, TPSM's, MRFA's and MTIA's code save.
 """
@@ -27,12 +28,12 @@ SECTIONS = (
     "avd_network",
     "model",
 )
-# Of training alone: the network of the perceptual loss, its pictures' pyramid, how many batches a norm has seen.
+# Of training alone: the network of the perceptual loss, its pictures' pyramid, a norm's count of batches.
 UNUSED = re.compile(r"model\.(vgg|pyramid)\.|model\.down\.weight$|.*\.num_batches_tracked$")
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """All weights of a published checkpoint by name, sections first: ``kp_detector.kp.weight``.
+    """Read all weights of a published checkpoint, by names that begin with the section: ``kp_detector.kp.weight``.
 
     Raises:
         MinimodelError: the file isn't a whole checkpoint, or holds more than tensors and numbers.
@@ -48,7 +49,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             f"{path}: refused, because reading it could run code: it is no checkpoint, or holds more than tensors and"
             f" numbers ({_first_line(error)})"
         ) from error
-    except Exception as error:  # whatever a damaged archive makes its reader stumble over
+    except Exception as error:  # whatever a damaged archive makes torch raise
         raise MinimodelError(f"{path}: not a whole checkpoint ({_first_line(error)})") from error
     if not isinstance(content, Mapping):
         raise MinimodelError(f"{path}: holds a {type(content).__name__}, expected sections of weights by name")
@@ -72,10 +73,10 @@ def _flatten(content: Mapping) -> Iterator[tuple[str, Tensor]]:
 def convert(
     weights: Mapping[str, Tensor], *, model: ModelName | None = None, align_corners: bool = False
 ) -> PublishedModel:
-    """The model that a checkpoint's weights describe, filled with them; in evaluation mode.
+    """Build the model that a checkpoint's weights describe and load them into it. The model is in evaluation mode.
 
     Raises:
-        MinimodelError: unknown layout, a missing entry, a wrong shape, or an entry that nothing here uses.
+        MinimodelError: an unknown layout, a missing entry, a wrong shape, or an entry without a place.
     """
     found = recognise(weights)
     if found is None:
@@ -97,7 +98,8 @@ def convert(
 
 
 def copy_weights(weights: Mapping[str, Tensor], model: PublishedModel) -> None:
-    """Put a checkpoint's weights into the model, each entry by name and shape."""
+    """Copy a checkpoint's weights into the model, each entry by name. Raises `MinimodelError` for a missing entry, a
+    wrong shape, or an entry without a place."""
     state = model.state_dict()
     left = {name for name in weights if not UNUSED.match(name)}
     for entry in network_entries(model.sizes):

@@ -1,14 +1,15 @@
-"""How published code counts positions and changes sizes; the only place of this package that follows it.
+"""How published code counts positions and changes sizes. The other modules of this package take these conventions from
+here.
 
 Here a picture spans [-1, 1] from edge to edge. In FOMM, TPSM, MRFA and MTIA the *centres* of its outer pixels are at -1
 and 1 (a corner grid): pixel j of n lies at 2j / (n - 1) - 1, a factor of n / (n - 1) further out than in `warping`.
-Weights were trained with that factor, so their points, heatmaps and grids have to be made with it.
+Published weights were trained with that factor, so their points, heatmaps and grids have to be made with it.
 
 Published code then samples such a grid in one of two ways (``align_corners`` of PyTorch's ``grid_sample``). With True
-the grid is understood as it was made. With False PyTorch takes -1 and 1 for the edges, so that even a grid at rest
-enlarges the picture by n / (n - 1): half a pixel at the border, which the weights have learnt to expect. What is
-sampled outside is black. A picture is brought down by a Gaussian filter and not by averages, and grids are resized
-bilinearly in both directions.
+the grid is sampled as it was made. With False PyTorch takes -1 and 1 for the edges, so that even a grid at rest
+enlarges the picture by n / (n - 1): half a pixel at the border, which the weights are trained for. Outside a picture
+samples are black. Pictures are reduced by a Gaussian filter and not by averages, and grids are resized bilinearly in
+both directions.
 
 Sources: the public code of FOMM, TPSM, MRFA and MTIA.
 """
@@ -26,7 +27,7 @@ REGULARISATION = 0.01  # of splines, on the diagonal of the whole system
 
 
 def corner_grid(height: int, width: int, *, device=None, dtype=torch.float32) -> Float[Tensor, "2 h w"]:
-    """The position of every pixel centre when those of the outer pixels are at -1 and 1."""
+    """The position (x, y) of every pixel centre of a corner grid, in which the outer pixel centres are at -1 and 1."""
     return identity_grid(height, width, device=device, dtype=dtype) * _stretch(height, width, device, dtype)
 
 
@@ -50,7 +51,7 @@ def flow_from_grid(
 
 
 def grid_in_pixels(grid: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b 2 h w"]:
-    """What a corner grid adds to the position at rest, in pixels of its own resolution, of which n - 1 span it."""
+    """The displacement of a corner grid from rest, in pixels of its own resolution, of which n - 1 span it."""
     height, width = grid.shape[-2:]
     steps = torch.tensor((width - 1, height - 1), device=grid.device, dtype=grid.dtype).view(2, 1, 1)
     return (grid - corner_grid(height, width, device=grid.device, dtype=grid.dtype)) * steps / 2
@@ -59,7 +60,7 @@ def grid_in_pixels(grid: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b 2 h w"]:
 def sample(
     image: Float[Tensor, "b c height width"], grid: Float[Tensor, "b 2 h w"], *, align_corners: bool
 ) -> Float[Tensor, "b c h w"]:
-    """``image`` at the positions of a corner grid, black outside."""
+    """Sample ``image`` at the positions of a corner grid; outside it is black."""
     flow = flow_from_grid(grid, size_of(image), align_corners=align_corners)
     return warp(image, flow, padding="zeros")
 
@@ -67,14 +68,15 @@ def sample(
 def resize(
     values: Float[Tensor, "b c height width"], size: tuple[int, int], *, align_corners: bool
 ) -> Float[Tensor, "b c h w"]:
-    """A grid or an occlusion map at ``size`` = (h, w): bilinear, also where it shrinks and should be averaged."""
+    """Resize a grid or an occlusion map to ``size`` = (h, w): bilinearly, without averaging where it shrinks."""
     if size_of(values) == tuple(size):
         return values
     return F.interpolate(values, tuple(size), mode="bilinear", align_corners=align_corners)
 
 
 def downsampling_kernel(factor: int) -> Float[Tensor, "taps taps"]:
-    """The Gaussian of `downsample`, which published checkpoints also hold as entries ``down.weight``."""
+    """The Gaussian filter of `downsample`, normalised to a sum of 1. Published checkpoints also hold it, in entries
+    ``down.weight``."""
     sigma = (factor - 1) / 2
     taps = 2 * round(4 * sigma) + 1
     line = torch.exp(-((torch.arange(taps) - taps // 2) ** 2) / (2 * sigma**2))
@@ -93,7 +95,7 @@ def downsample(image: Float[Tensor, "b c height width"], factor: int) -> Float[T
 def soft_argmax(
     logits: Float[Tensor, "b k h w"], *, temperature: float
 ) -> tuple[Float[Tensor, "b k 2"], Float[Tensor, "b k h w"]]:
-    """`keypoints.soft_argmax` on a corner grid: the mean position under a softmax, and that softmax."""
+    """The mean position under a softmax of the logits, and that softmax: `keypoints.soft_argmax` on a corner grid."""
     height, width = logits.shape[-2:]
     heatmaps = torch.softmax((logits / temperature).flatten(2), dim=-1).unflatten(2, (height, width))
     grid = corner_grid(height, width, device=logits.device, dtype=logits.dtype)
@@ -103,7 +105,8 @@ def soft_argmax(
 def gaussian_heatmaps(
     points: Float[Tensor, "b k 2"], size: tuple[int, int], variance: float
 ) -> Float[Tensor, "b k h w"]:
-    """`keypoints.gaussian_heatmaps` on a corner grid."""
+    """Gaussians of height 1 around points of a corner grid: `keypoints.gaussian_heatmaps` on that grid. ``variance`` is
+    in normalised units."""
     grid = corner_grid(*size, device=points.device, dtype=points.dtype)
     away = grid - rearrange(points, "b k c -> b k c 1 1")
     return torch.exp(-away.square().sum(2) / (2 * variance))
@@ -131,9 +134,9 @@ def spline_grids(
 ) -> Float[Tensor, "b k 2 h w"]:
     """T_k(z) of each spline at every pixel of a corner grid (TPSM Eq. 2).
 
-    Positions are fitted and not displacements, and `REGULARISATION` goes onto the whole diagonal of the bordered system
-    and not onto the kernel alone, so that the affine part is damped as well: where the points leave the map open, it
-    tends to the picture's middle and not to rest.
+    Positions are fitted, not displacements. `REGULARISATION` is added to the whole diagonal of the bordered system and
+    not to the kernel block alone, so the affine part is damped as well. Where the points leave the map open, it
+    therefore tends to the picture's middle and not to rest.
     """
     height, width = size
     batch, count, n = driving_points.shape[:3]
@@ -155,5 +158,5 @@ def spline_grids(
 
 @full_precision
 def background_grid(matrix: Float[Tensor, "b 2 3"], grid: Float[Tensor, "2 h w"]) -> Float[Tensor, "b 2 h w"]:
-    """A_bg [z, 1] at every position of a corner grid (TPSM Eq. 4)."""
+    """A_bg [z, 1] at every position z of a corner grid (TPSM Eq. 4)."""
     return einsum(matrix[..., :2], grid, "b i j, j h w -> b i h w") + matrix[..., 2, None, None]

@@ -16,9 +16,9 @@ from minimodel.published.hrnet import TRUNK_SCALE, HighResolutionNet
 
 
 class HeatmapDetector(nn.Module):
-    """Image -> K points and K matrices from heatmaps of FOMM and MRFA (FOMM section 3.1).
+    """The detector of FOMM and MRFA: K points and K matrices of an image, from heatmaps (FOMM section 3.1).
 
-    Unlike in `keypoints.KeypointDetector` the heads have no padding: from 64 x 64 features come 58 x 58 heatmaps, whose
+    Unlike in `keypoints.KeypointDetector` the heads have no padding: 64 x 64 features give 58 x 58 heatmaps, whose
     outer pixels lie at -1 and 1 again. ``matrix_maps`` is K in FOMM; MRFA has one map of matrices for all points.
     """
 
@@ -35,6 +35,7 @@ class HeatmapDetector(nn.Module):
     def forward(
         self, image: Float[Tensor, "b 3 height width"]
     ) -> tuple[Float[Tensor, "b k 2"], Float[Tensor, "b k 2 2"]]:
+        """Points, as positions of a corner grid, and matrices of a picture in [0, 1]."""
         features = self.hourglass(downsample(image, self.scale))
         with torch.autocast(image.device.type, enabled=False):
             features = features.float()
@@ -45,10 +46,11 @@ class HeatmapDetector(nn.Module):
 
 
 class PointTokenDetector(nn.Module):
-    """Image -> K points and K matrices from motion tokens (MTIA section 3).
+    """The detector of MTIA: K points and K matrices of an image, from motion tokens (MTIA section 3).
 
-    Layers are those of `tokens.TokenDetector`. What differs: a high-resolution trunk; positions are a table stored with
-    the weights; a point is a linear map of its token. At another size than the table's, the table is resized.
+    The layers are those of `tokens.TokenDetector`, with three differences. The trunk is a high-resolution network; the
+    positions are a table stored with the weights; a point is a linear map of its token. At another image size the table
+    is resized.
     """
 
     def __init__(
@@ -73,11 +75,12 @@ class PointTokenDetector(nn.Module):
     def forward(
         self, image: Float[Tensor, "b 3 height width"]
     ) -> tuple[Float[Tensor, "b k 2"], Float[Tensor, "b k 2 2"]]:
+        """Points, as positions of a corner grid, and matrices of a picture in [0, 1]."""
         features = self.trunk(image)
         size = tuple(n // self.patch for n in features.shape[-2:])
         patches = rearrange(features, "b c (h p) (w q) -> b (h w) (p q c)", p=self.patch, q=self.patch)
         x = torch.cat([self.tokens.expand(len(image), -1, -1), self.embed(patches)], dim=1)
-        # Motion tokens have no place of their own.
+        # Motion tokens have no position.
         positions = torch.cat([torch.zeros_like(self.tokens), self.positions_at(size)], dim=1)
         for layer in self.layers:
             x = layer(x + positions)
@@ -87,5 +90,6 @@ class PointTokenDetector(nn.Module):
             return points, self.affine_head(x[:, count : 2 * count].float()).unflatten(-1, (2, 2))
 
     def positions_at(self, size: tuple[int, int]) -> Float[Tensor, "1 n width"]:
+        """The table of positions for ``size`` = (rows, columns) of patches."""
         table = rearrange(self.positions, "1 (h w) c -> 1 c h w", h=math.isqrt(self.positions.shape[1]))
         return rearrange(resize(table, size, align_corners=False), "1 c h w -> 1 (h w) c")

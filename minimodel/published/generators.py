@@ -1,6 +1,5 @@
-"""Generators of the published models: `generator.Generator`s on `generator.SourceEncoder`. What a flow samples outside
-the picture is black.
-"""
+"""Generators of the published models: `generator.Generator`s on `generator.SourceEncoder`. Where a flow samples outside
+the picture, the sample is black."""
 
 from itertools import pairwise
 
@@ -16,7 +15,8 @@ from minimodel.warping import size_of, warp
 
 
 def moved_and_visible(source: SourceState, stages: Stages) -> tuple[list[Tensor], list[Tensor]]:
-    """The source's features moved to the driving frame, and how far the source shows what is there; coarsest first."""
+    """The source's features, warped to the driving frame at each scale, and the visibility (0 to 1) of each place in
+    the source; coarsest first."""
     pairs = zip(source.features, stages.flows[1:], strict=True)
     moved = [warp(feature, flow, padding="zeros") for feature, flow in pairs]
     return moved, [torch.sigmoid(occlusion) for occlusion in stages.occlusions[1:]]
@@ -27,7 +27,7 @@ def _decoder(channels: list[int]) -> nn.ModuleList:
 
 
 class BottleneckGenerator(SourceEncoder):
-    """FOMM's generator: features at 1/4 are moved and gated once, go through residual blocks and up again, without skip
+    """FOMM's generator: features at 1/4 are warped and gated once, and pass residual blocks and a decoder without skip
     connections (FOMM section 3.3)."""
 
     def __init__(self, *, base: int, levels: int, maximum: int, blocks: int, outer_kernel: int = 7):
@@ -38,6 +38,7 @@ class BottleneckGenerator(SourceEncoder):
         self.last = nn.Conv2d(base, 3, outer_kernel, padding=outer_kernel // 2)
 
     def paint(self, source: SourceState, stages: Stages) -> Painting:
+        """Paint the picture from the gated features; nothing is blended in."""
         x = warp(source.features[0], stages.flows[1], padding="zeros") * torch.sigmoid(stages.occlusions[1])
         x = self.bottleneck(x)
         for up in self.up:
@@ -46,9 +47,10 @@ class BottleneckGenerator(SourceEncoder):
 
 
 class GatedBottleneckGenerator(BottleneckGenerator):
-    """MTIA's generator: FOMM's, and behind the bottleneck every scale is gated by the occlusion as in `GatedUNet`."""
+    """MTIA's generator: that of FOMM, with each scale after the bottleneck gated by the occlusion as in `GatedUNet`."""
 
     def paint(self, source: SourceState, stages: Stages) -> Painting:
+        """Paint the picture, and return the finest occlusion (logits) for the blending."""
         moved, visible = moved_and_visible(source, stages)
         x = self.bottleneck(moved[0] * visible[0])
         for level, up in enumerate(self.up):
@@ -58,8 +60,8 @@ class GatedBottleneckGenerator(BottleneckGenerator):
 
 
 class PublishedInpaintingNetwork(SourceEncoder):
-    """TPSM's inpainting network (TPSM section 3.2): ours but for the last step, which adds what the source shows to
-    what was painted elsewhere. (Its norms are instance norms, which `networks` puts in.)"""
+    """TPSM's inpainting network (TPSM section 3.2). It differs from ours in the last step, which adds the warped
+    visible features to those painted elsewhere. The norms are instance norms, which `networks` puts in."""
 
     def __init__(self, *, base: int, levels: int, maximum: int, outer_kernel: int = 7):
         super().__init__(base=base, levels=levels, maximum=maximum, outer_kernel=outer_kernel, norm="batch")
@@ -74,6 +76,7 @@ class PublishedInpaintingNetwork(SourceEncoder):
         self.last = nn.Conv2d(base, 3, outer_kernel, padding=outer_kernel // 2)
 
     def paint(self, source: SourceState, stages: Stages) -> Painting:
+        """Paint the picture, and return the finest occlusion (logits) for the blending."""
         moved, visible = moved_and_visible(source, stages)
         seen = [feature * gate for feature, gate in zip(moved, visible, strict=True)]
         x = seen[0]
@@ -86,9 +89,9 @@ class PublishedInpaintingNetwork(SourceEncoder):
 
 
 class CoarseStreamUNet(SourceEncoder):
-    """MRFA's occlusion-gated U-Net with the *coarse stream* of its code: below each scale the decoder is also given the
-    source's features as the coarse flow moved them, ungated. The paper doesn't mention it. Without ``streams`` (MRFA's
-    baseline without refinement) it is `generator.GatedUNet`, and the joining blocks lie idle."""
+    """MRFA's occlusion-gated U-Net with the *coarse stream* of its code: below each scale the decoder also receives the
+    source's features, warped by the coarse flow and ungated. The paper doesn't mention this stream. Without ``streams``
+    (MRFA's baseline without refinement) it is `generator.GatedUNet`, and the joining blocks are unused."""
 
     def __init__(self, *, base: int, levels: int, maximum: int, streams: bool, outer_kernel: int = 7):
         super().__init__(base=base, levels=levels, maximum=maximum, outer_kernel=outer_kernel, norm="batch")
@@ -107,6 +110,7 @@ class CoarseStreamUNet(SourceEncoder):
         self.last = nn.Conv2d(base, 3, outer_kernel, padding=outer_kernel // 2)
 
     def paint(self, source: SourceState, stages: Stages) -> Painting:
+        """Paint the picture, and return the finest occlusion (logits) for the blending."""
         moved, visible = moved_and_visible(source, stages)
         beside = None
         if self.streams:
@@ -122,8 +126,8 @@ class CoarseStreamUNet(SourceEncoder):
 
     @staticmethod
     def coarse_stream(features: list[Tensor], coarse: GridMotion) -> list[Tensor]:
-        """Features of all scales but the finest, moved by the coarse grid. Though its grids are resized with corners
-        aligned, the code samples them without."""
+        """The features of all scales but the finest, warped by the coarse grid. MRFA's code resizes the grid with
+        aligned corners, and samples without."""
         assert coarse.grid is not None
         sizes = [size_of(feature) for feature in features[:-1]]
         grids = [resize(coarse.grid, size, align_corners=True) for size in sizes]

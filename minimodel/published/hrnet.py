@@ -1,8 +1,8 @@
 """The trunk of MTIA's detector: the first three stages of HRNet-W32 (Wang et al. 2020, "Deep High-Resolution
 Representation Learning for Visual Recognition").
 
-Where an hourglass goes down and up again, this network keeps features at 1/4 of the image's side all the way, and
-coarser ones in branches beside them; after every few blocks each branch receives the sum of all.
+An hourglass goes down and up again. This network keeps features at 1/4 of the image's side throughout, and coarser ones
+in branches beside them; after every few blocks each branch receives the sum of all branches.
 """
 
 import torch.nn.functional as F
@@ -15,12 +15,14 @@ TRUNK_SCALE = 4  # features have 1/4 of the image's side
 
 
 def conv_norm(inputs: int, outputs: int, kernel: int, *, stride: int = 1) -> list[nn.Module]:
+    """A convolution without a bias, and its BatchNorm."""
     convolution = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
     return [convolution, nn.BatchNorm2d(outputs)]
 
 
 class Bottleneck(nn.Module):
-    """1x1 down to ``width`` channels, 3x3, 1x1 up to ``outputs``, around which the input goes through at most a 1x1."""
+    """A residual block: 1x1 down to ``width`` channels, 3x3, 1x1 up to ``outputs``. The shortcut is a 1x1 convolution
+    where the number of channels changes."""
 
     def __init__(self, inputs: int, width: int, outputs: int):
         super().__init__()
@@ -68,6 +70,7 @@ class Exchange(nn.Module):
         return nn.Sequential(*steps[:-1])
 
     def forward(self, branches: list[Tensor]) -> list[Tensor]:
+        """Run the branches' blocks and add up all branches for each output."""
         branches = [blocks(x) for blocks, x in zip(self.branches, branches, strict=True)]
         outputs = []
         for paths in self.paths:
@@ -77,7 +80,7 @@ class Exchange(nn.Module):
 
 
 class HighResolutionNet(nn.Module):
-    """Image -> features at 1/4 of its side. ``exchanges`` counts the `Exchange` modules with two and with three
+    """Computes features at 1/4 of the image's side. ``exchanges`` counts the `Exchange` modules with two and with three
     branches; branch i has ``base`` * 2^i channels."""
 
     def __init__(self, *, stem: int, first_blocks: int, expanded: int, base: int, exchanges: list[int], blocks: int):
@@ -107,6 +110,7 @@ class HighResolutionNet(nn.Module):
         )
 
     def forward(self, image: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c h w"]:
+        """The features of the finest branch."""
         x = self.first(self.stem(image))
         branches = self.two([self.open[0](x), self.open[1](x)])
         return self.three([*branches, self.open[2](branches[-1])])[0]

@@ -22,8 +22,10 @@ KIND = "published"
 class PublishedModel(AnimationModel):
     """FOMM, TPSM, MRFA or MTIA with the weights of a published checkpoint; for rendering, not for training.
 
-    From outside it is as any `AnimationModel`: flows are those of `warping`, so that sampling by them (black outside)
-    gives what published code samples. Points are positions of a corner grid, see `conventions`.
+    Its interface is that of any `AnimationModel`. Flows are those of `warping`: sampling by them (black outside) gives
+    what published code samples. Points are positions of a corner grid, see `conventions`.
+
+    >>> model = PublishedModel.load("published.safetensors")
     """
 
     def __init__(self, sizes: PublishedConfig, card: dict[str, str] | None = None):
@@ -36,8 +38,8 @@ class PublishedModel(AnimationModel):
             self.step = math.lcm(self.step, self.structure.step)
 
     def move(self, source: SourceState, motion: Motion, *, part_scales: Tensor | None = None) -> Stages:
-        """`AnimationModel.move` as published code does it: see `networks.Handling`. ``part_scales`` have no effect:
-        they are for training."""
+        """`AnimationModel.move` with the sampling and resizing of published code, see `networks.Handling`.
+        ``part_scales`` has no effect: it is for training."""
         source = source.expand(len(motion))
         coarse = self.prior(source.image, source.motion, motion, None)
         assert isinstance(coarse, GridMotion), "published priors give grids"
@@ -72,11 +74,13 @@ class PublishedModel(AnimationModel):
         return flows, occlusions
 
     def metadata(self) -> dict[str, str]:
+        """The metadata of the weight file: sizes, kind and card."""
         return make_metadata(self.sizes.to_json(), kind=KIND, **self.card)
 
     @classmethod
     def load(cls, name_or_path: str | Path, *, device: Device | torch.device = "cpu") -> "PublishedModel":
-        """The model in a file that `import_checkpoint` wrote, in evaluation mode on ``device``."""
+        """Load a file that `import_checkpoint` wrote, in evaluation mode on ``device``. Raises `MinimodelError` for a
+        file of another kind."""
         path = Path(name_or_path)
         card = {key: value for key, value in read_metadata(path, KIND).items() if key not in make_metadata("", kind="")}
         model = cls(read_config(path, KIND, PublishedConfig.from_json), card)

@@ -1,4 +1,4 @@
-"""What published models say about a pair before they paint: points, part grids, masks, one coarse grid.
+"""The motion part of published models: points, part grids, masks and one coarse grid.
 
 The networks are built like those of `dense_motion`; coordinates follow `conventions`.
 """
@@ -26,18 +26,19 @@ POINTS_PER_SPLINE = 5
 
 @dataclass
 class GridMotion(CoarseMotion):
-    """`CoarseMotion` with the grid from which its flow was made: resized, it isn't what a resized flow is at the edge,
-    where interpolation knows only one side."""
+    """`CoarseMotion` with the grid from which its flow was made. At the edge, where interpolation has values on one
+    side only, a resized grid differs from a resized flow."""
 
     grid: Float[Tensor, "b 2 h w"] | None = None
 
 
 class PublishedDenseMotion(nn.Module):
-    """Part grids and points -> masks, the coarse grid and its occlusion.
+    """Combines part grids into one coarse grid by masks, with the occlusion of each scale.
 
-    ``interleaved``: the hourglass is given heatmap and moved source part by part (FOMM, MTIA), or all heatmaps first
-    (TPSM, ``points_per_part`` heatmaps a part but one for the background). ``coarser`` and ``finer`` are TPSM's extra
-    occlusions; on the way up to finer ones each step has half the channels of the one before.
+    The input of the hourglass is ``interleaved``, with heatmap and warped source part by part (FOMM, MTIA); otherwise
+    all heatmaps come first (TPSM, ``points_per_part`` heatmaps a part but one for the background). ``coarser`` and
+    ``finer`` are TPSM's extra occlusions; on the way up to finer ones each step has half the channels of the one
+    before.
     """
 
     variance = 0.01
@@ -80,6 +81,8 @@ class PublishedDenseMotion(nn.Module):
         driving_points: Float[Tensor, "b p 2"],
         part_grids: Float[Tensor, "b parts 2 h w"],
     ) -> GridMotion:
+        """The coarse motion of a pair. ``source`` is the small picture, in [0, 1]; points and ``part_grids`` are
+        positions of a corner grid, the background's grid first."""
         size = size_of(source)
         parts = part_grids.shape[1]
         difference = gaussian_heatmaps(driving_points, size, self.variance)
@@ -114,10 +117,10 @@ class PublishedDenseMotion(nn.Module):
 
 
 class PublishedPrior(nn.Module, Prior):
-    """A detector, and the coarse motion between two frames' points: the published priors of all four papers.
+    """A detector and the coarse motion between the points of two frames: the published priors of all four papers.
 
     ``detector`` gives points with matrices, which move affine parts, or ``(b, k, n, 2)`` points of K splines.
-    ``background`` is a network that compares two frames and gives six numbers of an affine map; without it, or without
+    ``background`` is a network that compares two frames and gives six numbers of an affine map. Without it, or without
     the driving frame, the background stands still.
     """
 
@@ -132,11 +135,12 @@ class PublishedPrior(nn.Module, Prior):
         self.step = math.lcm(detector.step, dense_motion.step)
 
     def detect(self, image: Float[Tensor, "b 3 h w"]) -> Motion:
+        """The points of pictures in [0, 1], as positions of a corner grid, and the matrices if there are any."""
         found = self.detector(image)
         return Motion(*found) if isinstance(found, tuple) else Motion(found.flatten(1, 2))
 
     def structure_points(self, motion: Motion) -> Float[Tensor, "b k 2"]:
-        """One point a part: of a spline the mean of its points."""
+        """One point a part; that of a spline is the mean of its points."""
         if motion.affine is not None:
             return motion.points
         return reduce(motion.points, "b (k n) c -> b k c", "mean", n=POINTS_PER_SPLINE)
@@ -150,8 +154,9 @@ class PublishedPrior(nn.Module, Prior):
         *,
         part_scales: Float[Tensor, "b k"] | None = None,
     ) -> GridMotion:
-        """The background moves if ``end`` has its picture, and the checkpoint a network for it. ``correlation`` and
-        ``part_scales`` have no effect."""
+        """The coarse motion from ``start`` (the source's points) to ``end`` (the driving frame's). The background moves
+        if ``end`` holds its picture and the checkpoint a network for it. ``correlation`` and ``part_scales`` have no
+        effect."""
         small = downsample(source, SCALE)
         size = size_of(small)
         if start.affine is None or end.affine is None:
@@ -169,5 +174,6 @@ class PublishedPrior(nn.Module, Prior):
         return coarse
 
     def timed_modules(self) -> dict[str, list[nn.Module]]:
+        """The modules whose time `bench` measures, by stage."""
         stages: dict[str, list[nn.Module]] = {"keypoints": [self.detector], "coarse flow": [self.dense_motion]}
         return stages | ({} if self.background is None else {"background": [self.background]})

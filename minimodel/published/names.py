@@ -1,7 +1,7 @@
-"""Which entry of a published checkpoint becomes which weight here, name by name.
+"""The table of names: which entry of a published checkpoint becomes which weight here.
 
-A convolution in front of a norm has a bias in published code and none here. A batch norm subtracts its running mean,
-so there the bias is taken off that mean; an instance norm removes any constant, so there the bias is left out.
+A convolution in front of a norm has a bias in published code and none here. A batch norm subtracts its running mean, so
+the bias is subtracted from that mean. An instance norm removes any constant, so the bias is left out.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,10 +11,11 @@ from minimodel.published.sizes import PublishedConfig
 
 
 class Entry(NamedTuple):
-    """``theirs`` is the name in the checkpoint; ``ours`` that of the weight (None: read for its shape and left out).
+    """One entry of a checkpoint: ``theirs`` is its name there, ``ours`` the name of the weight here (None: its shape is
+    read, its values are left out).
 
-    Roles: "same" copies; "bias" takes a convolution's bias off a running mean; "kernel" is the Gaussian of
-    `conventions.downsample`, which has to be that one.
+    Roles: "same" copies; "bias" subtracts a convolution's bias from a running mean; "kernel" is the Gaussian of
+    `conventions.downsample`, and the entry has to equal it.
     """
 
     theirs: str
@@ -26,7 +27,7 @@ Norm = Literal["batch", "instance"]
 
 
 def network_entries(config: PublishedConfig) -> Iterator[Entry]:
-    """All entries of a model, names in the file joined with those of its sections."""
+    """List all entries of a model."""
     sections = {
         "fomm": ("kp_detector", "generator.dense_motion_network", "generator"),
         "mtia": ("kp_detector", "generator.dense_motion_network", "generator"),
@@ -48,12 +49,14 @@ def network_entries(config: PublishedConfig) -> Iterator[Entry]:
 
 
 def pair(theirs: str, ours: str, *, bias: bool = True) -> Iterator[Entry]:
+    """The entries of a layer: its weight and, unless ``bias`` is False, its bias."""
     yield Entry(f"{theirs}.weight", f"{ours}.weight")
     if bias:
         yield Entry(f"{theirs}.bias", f"{ours}.bias")
 
 
 def normed(theirs: str, ours: str, kind: Norm) -> Iterator[Entry]:
+    """The entries of a norm, with running statistics for a batch norm."""
     yield from pair(theirs, ours)
     if kind == "batch":
         yield Entry(f"{theirs}.running_mean", f"{ours}.running_mean")
@@ -61,19 +64,21 @@ def normed(theirs: str, ours: str, kind: Norm) -> Iterator[Entry]:
 
 
 def conv_block(theirs: str, ours: str, kind: Norm) -> Iterator[Entry]:
-    """`blocks.ConvBlock`, `DownBlock`, `UpBlock`."""
+    """The entries of `blocks.ConvBlock`, `DownBlock` or `UpBlock`."""
     yield from pair(f"{theirs}.conv", f"{ours}.0", bias=False)
     yield from normed(f"{theirs}.norm", f"{ours}.1", kind)
     yield Entry(f"{theirs}.conv.bias", f"{ours}.1.running_mean" if kind == "batch" else None, "bias")
 
 
 def residual_block(theirs: str, ours: str, kind: Norm) -> Iterator[Entry]:
+    """The entries of `blocks.ResidualBlock`."""
     for norm, convolution, name in ((0, 2, "1"), (3, 5, "2")):
         yield from normed(f"{theirs}.norm{name}", f"{ours}.body.{norm}", kind)
         yield from pair(f"{theirs}.conv{name}", f"{ours}.body.{convolution}")
 
 
 def hourglass(theirs: str, ours: str, sizes: dict, kind: Norm) -> Iterator[Entry]:
+    """The entries of `blocks.Hourglass`."""
     for level in range(sizes["levels"]):
         yield from conv_block(f"{theirs}.encoder.down_blocks.{level}", f"{ours}.down.{level}", kind)
         yield from conv_block(f"{theirs}.decoder.up_blocks.{level}", f"{ours}.up.{level}", kind)
@@ -87,14 +92,14 @@ def _bare(pairs: Iterable[tuple[str, str, str, str]]) -> Iterator[Entry]:
 
 
 def strided_block(theirs: str, ours: str, *, around: bool) -> Iterator[Entry]:
-    """`blocks.StridedBlock`, as torchvision's and HRNet's code name it."""
+    """The entries of `blocks.StridedBlock`, as torchvision's and HRNet's code name them."""
     names = [("conv1", "body.0", "bn1", "body.1"), ("conv2", "body.3", "bn2", "body.4")]
     names += [("downsample.0", "around.0", "downsample.1", "around.1")] * around
     yield from _bare((f"{theirs}.{a}", f"{ours}.{b}", f"{theirs}.{c}", f"{ours}.{d}") for a, b, c, d in names)
 
 
 def resnet(theirs: str, ours: str, sizes: dict) -> Iterator[Entry]:
-    """`blocks.ResNet`, as torchvision names ResNet-18."""
+    """The entries of `blocks.ResNet`, as torchvision names those of ResNet-18."""
     yield from _bare([(f"{theirs}.conv1", f"{ours}.stem.0", f"{theirs}.bn1", f"{ours}.stem.1")])
     for level in range(sizes["levels"]):
         for block in range(sizes["blocks"]):

@@ -1,4 +1,5 @@
-"""The networks of each published model, built from the sizes in its file, and how its code samples and resizes."""
+"""The networks of each published model, built from the sizes in its file, and the way in which its code samples and
+resizes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +24,8 @@ from minimodel.published.sizes import PublishedConfig
 
 @dataclass(frozen=True)
 class Handling:
-    """How a model's code samples and resizes: ``align_corners`` of three steps (see `conventions`), and what it
-    resizes."""
+    """How a model's code samples and resizes: ``align_corners`` of three steps (see `conventions`), and whether
+    occlusions are resized as logits."""
 
     coarse: bool  # the dense motion network samples the small source
     features: bool  # the generator samples features and picture
@@ -33,6 +34,7 @@ class Handling:
 
 
 def handling(config: PublishedConfig) -> Handling:
+    """The handling of a model, by its kind."""
     if config.model in ("fomm", "mtia"):
         return Handling(config.align_corners, config.align_corners, resizing=False)
     if config.model == "tpsm":
@@ -41,6 +43,7 @@ def handling(config: PublishedConfig) -> Handling:
 
 
 def build_prior(config: PublishedConfig) -> PublishedPrior:
+    """Build the detector, the dense motion network and, if the checkpoint has one, the background's network."""
     prior = PublishedPrior(_detector(config), _dense_motion(config), _background(config))
     if config.model == "tpsm":
         _use_instance_norms(prior.dense_motion)
@@ -48,6 +51,7 @@ def build_prior(config: PublishedConfig) -> PublishedPrior:
 
 
 def build_generator(config: PublishedConfig) -> SourceEncoder:
+    """Build the generator."""
     generators = {
         "fomm": BottleneckGenerator,
         "mtia": GatedBottleneckGenerator,
@@ -64,7 +68,8 @@ def build_generator(config: PublishedConfig) -> SourceEncoder:
 def build_refinement(
     config: PublishedConfig, feature_channels: list[int]
 ) -> tuple[PublishedStructure, PublishedRefiner] | tuple[None, None]:
-    """The structure encoders with their correlation, and the refiner that reads it, where the model refines."""
+    """Build the structure encoders with their correlation, and the refiner; None for both if the model has no
+    refinement."""
     if config.refiner is None:
         return None, None
     lookup = dict(radius=config.refiner["radius"], pyramid_levels=config.refiner["levels"])
@@ -73,6 +78,7 @@ def build_refinement(
 
 
 def build_avd(config: PublishedConfig) -> PublishedAvdNetwork | None:
+    """Build the avd network; None if the checkpoint has none."""
     return None if config.avd is None else PublishedAvdNetwork(config.points * POINTS_PER_SPLINE, **config.avd)
 
 
@@ -94,7 +100,8 @@ def _background(config: PublishedConfig) -> ResNet | None:
 
 
 def _use_instance_norms(network: nn.Module) -> None:
-    """TPSM normalises each channel of each picture by its own mean and deviation."""
+    """Replace batch norms by TPSM's instance norms: each channel of each picture is normalised by its own mean and
+    deviation."""
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):

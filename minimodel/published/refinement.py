@@ -1,10 +1,10 @@
 """MRFA's refinement as its code runs it (MRFA section 3.2).
 
-The updater is `refinement.FlowUpdater`, the lookup `correlation.Correlation`; what differs lies around them: grids are
-resized with corners aligned, so that a flow is in pixels of n - 1 steps and each doubling of its resolution is taken
-for a doubling of its length; a level's lookup is centred at x / 2^l and lists the offsets along x outside; features are
-moved first and projected then; one map of positions is *added* to both encoders' heatmaps; and the picture that is
-blended in at the end was moved by the flow before its last update.
+The updater is `refinement.FlowUpdater`, the lookup `correlation.Correlation`. The differences lie around them. Grids
+are resized with aligned corners, so a flow is in pixels of n - 1 steps, and each doubling of its resolution counts as a
+doubling of its length. A level's lookup is centred at x / 2^l, and its offsets along x are the outer ones. Features are
+warped first and projected afterwards. One map of positions is *added* to both encoders' heatmaps. The picture that is
+blended in at the end was warped by the flow before its last update.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ HELD_NUMBERS = 2**24  # volumes of a pair with more numbers than that aren't hel
 
 
 class PublishedStructure(nn.Module):
-    """Points -> structure features -> their correlation; one learned map of positions is added to the heatmaps of both
+    """The structure encoders and their correlation. One learned map of positions is added to the heatmaps of both
     encoders."""
 
     variance = 0.1
@@ -59,6 +59,7 @@ class PublishedStructure(nn.Module):
     def encode_source(
         self, points: Float[Tensor, "b k 2"], image: Float[Tensor, "b 3 height width"]
     ) -> Float[Tensor, "b c h w"]:
+        """Structure features of the source, at 1/4 of its side. Points are positions of a corner grid."""
         small = downsample(image, SCALE)
         inputs = torch.cat([self._heatmaps(points, size_of(small)), small], dim=1)
         return self.source_head(self.source_hourglass(inputs)).float()
@@ -66,13 +67,14 @@ class PublishedStructure(nn.Module):
     def forward(
         self, source_structure: Float[Tensor, "b c h w"], driving_points: Float[Tensor, "b k 2"]
     ) -> "PublishedLookup":
+        """The correlation of the driving frame's structure with the source's, ready for lookups."""
         heatmaps = self._heatmaps(driving_points, size_of(source_structure))
         driving = self.driving_head(self.driving_hourglass(heatmaps)).float()
         return PublishedLookup(driving, source_structure, radius=self.radius, levels=self.pyramid_levels)
 
 
 class PublishedLookup:
-    """`Correlation`, read level by level where published code reads it."""
+    """`Correlation`, read level by level at the positions that published code uses."""
 
     def __init__(
         self, driving: Float[Tensor, "b c h w"], source: Float[Tensor, "b c h w"], *, radius: int, levels: int
@@ -86,7 +88,7 @@ class PublishedLookup:
         self.side = 2 * radius + 1
 
     def __call__(self, positions: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b features h w"]:
-        """``positions`` are pixels of the source's features, where pixel centres are integers."""
+        """Look up the correlation around ``positions``: pixels of the source's features, whose centres are integers."""
         here = identity_grid(*positions.shape[-2:], device=positions.device)
         values = []
         for level, (correlation, size) in enumerate(zip(self.levels, self.sizes, strict=True)):
@@ -107,14 +109,14 @@ class PublishedRefiner(nn.Module):
         self.projections = nn.ModuleList(nn.Conv2d(channels, widths.context[0], 1) for channels in feature_channels)
 
     def project(self, features: list[Tensor]) -> list[Tensor]:
-        """The features themselves: they are projected when they have been moved."""
+        """Return the features unchanged: they are projected after they were warped."""
         return features
 
     def forward(
         self, coarse: GridMotion, lookup: PublishedLookup, features: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """``features`` of the source, coarsest first -> normalised flows and occlusion logits of each scale, and the
-        finest flow before its last update."""
+        """Refine the coarse flow scale by scale. ``features`` are the source's, coarsest first. Returns normalised
+        flows and occlusion logits of each scale, and the finest flow before its last update."""
         assert coarse.grid is not None
         start, basis = grid_in_pixels(coarse.grid), lookup.size
         sizes = [size_of(feature) for feature in features]
@@ -139,7 +141,8 @@ class PublishedRefiner(nn.Module):
 
 
 def _positions(flow: Float[Tensor, "b 2 h w"], basis: tuple[int, int]) -> Float[Tensor, "b 2 hs ws"]:
-    """Where a flow in pixels points, in pixels of features of size ``basis``; a finer flow is brought down to them."""
+    """The positions that a flow in pixels refers to, in pixels of features of size ``basis``. A finer flow is reduced
+    to that size."""
     times = basis[0] / flow.shape[-2]
     if times < 1:
         flow, times = resize(flow, basis, align_corners=True) * times, 1

@@ -1,4 +1,4 @@
-"""Sizes of a published model, read off the shapes in its checkpoint.
+"""The sizes of a published model, read from the shapes in its checkpoint.
 
 `PublishedConfig` holds all that is needed to build the model again.
 """
@@ -21,10 +21,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class PublishedConfig:
-    """Sizes and conventions of one model; what it lacks is None.
+    """Sizes and conventions of one model; parts that it lacks are None.
 
-    ``align_corners`` is how FOMM and MTIA sample; the other two fix it. Networks' sizes are the arguments of the
-    classes that `build` puts together.
+    ``align_corners`` is how FOMM and MTIA sample; the other two fix it. The sizes of the networks are the arguments of
+    the classes in `networks`.
     """
 
     model: ModelName
@@ -41,14 +41,16 @@ class PublishedConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "PublishedConfig":
+        """Read a configuration that `to_json` wrote."""
         return cls(**json.loads(text))
 
     def to_json(self) -> str:
+        """The configuration as JSON text."""
         return json.dumps(asdict(self))
 
 
 def recognise(names: Mapping[str, object]) -> ModelName | None:
-    """Which model the names of a checkpoint's entries belong to."""
+    """Recognise the model by the names of a checkpoint's entries; None if none or several fit."""
     marks: dict[ModelName, str] = {
         "fomm": "kp_detector.predictor.",
         "mtia": "kp_detector.transformer.",
@@ -60,7 +62,8 @@ def recognise(names: Mapping[str, object]) -> ModelName | None:
 
 
 def read_config(shapes: Shapes, model: ModelName, *, align_corners: bool = False) -> PublishedConfig:
-    """Raises KeyError with the name of an entry that is needed and missing, ValueError for sizes that make no sense."""
+    """Read a model's sizes from the shapes of its checkpoint. Raises `KeyError` with the name of a missing entry, and
+    `ValueError` for sizes that don't fit together."""
     if model == "mrfa":
         return _mrfa(shapes)
     if model == "tpsm":
@@ -141,7 +144,7 @@ def _mrfa(shapes: Shapes) -> PublishedConfig:
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    """How many indices from 0 on the names have at a place."""
+    """Count the different numbers that the pattern's group matches among the names."""
     found = {int(match[1]) for name in shapes if (match := re.match(pattern, name))}
     return len(found)
 

@@ -1,4 +1,4 @@
-"""An imported checkpoint as one file: safetensors with a card that says where it came from and what it expects."""
+"""An imported checkpoint as one file: safetensors with a card that records its origin and its conventions."""
 
 import hashlib
 from pathlib import Path
@@ -37,7 +37,7 @@ def import_checkpoint(
 
 
 def make_card(path: Path, model: PublishedModel) -> dict[str, str]:
-    """What a file says of itself, apart from its sizes."""
+    """The card of a file: model, source, checksum, conventions and licence."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     handling = model.handling

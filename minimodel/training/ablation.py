@@ -38,7 +38,7 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a paper's table."""
+    """One row of a paper's table."""
 
     label: str
     """The paper's name for it."""
@@ -52,7 +52,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One table of a paper: what all rows share, and the rows."""
+    """One table of a paper: the settings that all rows share, and the rows."""
 
     source: str
     columns: tuple[str, ...]
@@ -67,8 +67,8 @@ NO_OCCLUSION, NO_FLOW = dict(update_occlusion=False), dict(update_flow=False)
 TAUGHT = dict(loss=LossWeights(flow=10.0, visibility=10.0, hidden=10.0))
 NO_WARPED, NO_IMAGE = dict(warped_source=False), dict(structure_sees_image=False)
 TableName = Literal["mrfa-3", "mrfa-4", "mrfa-5", "mrfa-6", "mrfa-a2", "mrfa-a3", "tpsm-4", "s2d-4", "matched"]
-# MRFA doesn't say which prior the models of a table have. Table 4's "Ours full" and the last row of Table 6 have the
-# numbers of Table 3's MTIA + NPMR, the supplement's full models those of its TPSM + NPMR.
+# The paper leaves open which prior the models of a table have. Table 4's "Ours full" and the last row of Table 6 have
+# the numbers of Table 3's MTIA + NPMR, the supplement's full models those of its TPSM + NPMR.
 TABLES: dict[TableName, Table] = {
     "mrfa-3": Table(
         "MRFA Table 3 (VoxCeleb1)",
@@ -161,7 +161,7 @@ TABLES: dict[TableName, Table] = {
         },
         common=dict(system="tpsm"),
     ),
-    # In the paper's rows the generator sees the warped source alone; ours always sees the flow as well.
+    # In the paper's rows the generator receives the warped source alone; ours always receives the flow as well.
     "s2d-4": Table(
         "S2D Table 4 (VoxCeleb1)",
         ("L1", "FID", "SSIM"),
@@ -173,8 +173,8 @@ TABLES: dict[TableName, Table] = {
         },
         common=dict(system="s2d"),
     ),
-    # No paper's. MRFA's Table 3 compares two generators, as its code has a coarse stream where it refines and none
-    # where it doesn't; here both are there with and without. The last two learn from the truth as well.
+    # This table is from no paper. MRFA's Table 3 compares two generators, as its code has a coarse stream only with
+    # refinement; here both are there with and without. The last two learn from the truth as well.
     "matched": Table(
         "With and without refinement, else alike",
         (),
@@ -214,7 +214,8 @@ class AblateConfig:
     """Train nothing, only write the table of what is there."""
 
     def check(self) -> None:
-        """Raise a MinimodelError for settings that can't be."""
+        """Raise a `MinimodelError` for a row that the table lacks, for fewer pairs than one batch, or for less than one
+        process."""
         for row in self.rows or ():
             check_choice(f"row of {self.table}", row, TABLES[self.table].rows)
         if self.pairs < BATCH:
@@ -224,15 +225,25 @@ class AblateConfig:
 
     @property
     def folder(self) -> Path:
+        """The folder that holds the table's runs."""
         return self.output or Path("runs/ablate") / self.table
 
 
 def ablate(config: AblateConfig) -> dict[str, dict]:
-    """Print the table and return its rows; it is in table.md and table.json from the first finished run on."""
+    """Train and measure the rows that have no scores yet, print the table and return its rows.
+
+    table.md and table.json are written anew after every run.
+
+    Raises:
+        MinimodelError: settings that don't fit, or a folder with runs of other settings.
+        TrainingStopped: at the end, if the loss of a run was no longer finite.
+
+    >>> ablate(AblateConfig("mrfa-3", rows=("affine", "affine-refined"), seeds=(0,)))
+    """
     config.check()
     table = TABLES[config.table]
     begin(config)
-    # Whatever is asked for twice is trained once.
+    # A run that is listed twice is trained once.
     runs = dict.fromkeys((row, seed) for seed in config.seeds or table.seeds for row in config.rows or table.rows)
     todo = [] if config.report else [run for run in runs if not scores_path(config, *run).exists()]
     results = in_processes(config, todo) if config.parallel > 1 else one_by_one(config, todo)
@@ -249,7 +260,8 @@ def ablate(config: AblateConfig) -> dict[str, dict]:
 
 
 def begin(config: AblateConfig) -> None:
-    """Make the folder, or make sure that what is in it was trained in the same way."""
+    """Make the folder and its config.json. Raises `MinimodelError` if the folder holds runs of other settings, or no
+    runs where only a report was asked for."""
     settings = dict(table=config.table, preset=config.preset, pairs=config.pairs)
     path = config.folder / "config.json"
     if path.exists():
@@ -266,14 +278,16 @@ def begin(config: AblateConfig) -> None:
 
 
 def one_by_one(config: AblateConfig, todo: list[tuple[str, int]]) -> Iterator[tuple[str, int, str | None]]:
-    """Train here; -> row, seed and what stopped it, of every run as it ends."""
+    """Train the runs in this process, one after the other. Yields row, seed and the reason why the run stopped early
+    (None if it didn't), as each run ends."""
     for index, (row, seed) in enumerate(todo):
         print(f"\n{row}, seed {seed} ({index + 1} of {len(todo)})", flush=True)
         yield row, seed, train_row(config, row, seed)
 
 
 def in_processes(config: AblateConfig, todo: list[tuple[str, int]]) -> Iterator[tuple[str, int, str | None]]:
-    """The same, several at a time, each with one thread; what they say is in their log.txt."""
+    """Train ``config.parallel`` runs at a time, each in a process of its own with one thread. Yields as `one_by_one`
+    does. The output of each run goes into the run's log.txt. Raises `TrainingStopped` if a process dies."""
     context = multiprocessing.get_context("spawn")  # a forked process can't use the GPU
     with ProcessPoolExecutor(config.parallel, mp_context=context, initializer=start_process) as pool:
         runs = {pool.submit(train_row_quietly, config, *run): run for run in todo}
@@ -288,7 +302,8 @@ def in_processes(config: AblateConfig, todo: list[tuple[str, int]]) -> Iterator[
 
 
 def start_process() -> None:
-    """Share the machine, and don't outlive the process that started this one: the next command trains the same rows."""
+    """Prepare a worker process: one thread, and an end as soon as its parent process ends. Otherwise a worker that is
+    left over and the next command would train the same row."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends them without a word
 
@@ -302,6 +317,7 @@ def start_process() -> None:
 
 
 def train_row_quietly(config: AblateConfig, row: str, seed: int) -> str | None:
+    """Call `train_row` with its output appended to log.txt in the run's folder."""
     path = scores_path(config, row, seed).parent / "log.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
@@ -309,7 +325,8 @@ def train_row_quietly(config: AblateConfig, row: str, seed: int) -> str | None:
 
 
 def train_row(config: AblateConfig, row: str, seed: int) -> str | None:
-    """Train one row, from its checkpoint if there is one, measure it and write its scores; -> what stopped it."""
+    """Train one row, measure it and write its scores. Training goes on from the run's checkpoint if there is one.
+    Returns the reason why training stopped early, or None."""
     path = scores_path(config, row, seed)
     training, sizes = settings(config, row, seed)
     try:
@@ -323,7 +340,7 @@ def train_row(config: AblateConfig, row: str, seed: int) -> str | None:
 
 
 def settings(config: AblateConfig, row: str, seed: int) -> tuple[TrainConfig, dict]:
-    """What `train` takes."""
+    """The configuration and the model's sizes with which `train` is called for a row and a seed."""
     table = TABLES[config.table]
     change = table.common | table.rows[row].change
     if table.rows[row].fewer_iterations:
@@ -337,12 +354,13 @@ def settings(config: AblateConfig, row: str, seed: int) -> tuple[TrainConfig, di
 
 
 def scores_path(config: AblateConfig, row: str, seed: int) -> Path:
+    """The file of a run's scores: FOLDER/ROW/seed-SEED/scores.json."""
     return config.folder / row / f"seed-{seed}" / "scores.json"
 
 
 def write_table(config: AblateConfig) -> tuple[dict[str, dict], str]:
-    """Write table.json and table.md of all runs that are done; -> the rows, with mean and deviation over seeds of each
-    measure, and the text."""
+    """Write table.json and table.md from all finished runs. Returns the rows, with mean and standard deviation over
+    seeds of each measure, and the text of table.md."""
     table = TABLES[config.table]
     rows, lines = {}, {}
     for name, row in table.rows.items():
@@ -367,11 +385,12 @@ def write_table(config: AblateConfig) -> tuple[dict[str, dict], str]:
 
 
 def summary(values: list[float]) -> dict[str, float | None]:
-    """Mean, and standard deviation of a sample where there is more than one value."""
+    """Mean, and standard deviation of a sample; None for the deviation of a single value."""
     return dict(mean=statistics.mean(values), deviation=statistics.stdev(values) if len(values) > 1 else None)
 
 
 def markdown(config: AblateConfig, rows: dict[str, dict], lines: dict[str, dict[str, float]]) -> str:
+    """The table as Markdown: the lines *copy* and *oracle*, then each row's scores beside the paper's."""
     table = TABLES[config.table]
     measures = next((list(row["scores"]) for row in rows.values() if row["scores"]), [])
     heads = ["", "seeds", *measures, *(f"paper's {column}" for column in table.columns)]
@@ -388,6 +407,7 @@ def markdown(config: AblateConfig, rows: dict[str, dict], lines: dict[str, dict[
 
 
 def shown(mean: float | None, deviation: float | None = None) -> str:
+    """A mean, with its deviation if there is one, as text: four decimals below 1, otherwise two. Empty for None."""
     if mean is None:
         return ""
     digits = 4 if abs(mean) < 1 else 2
@@ -395,5 +415,6 @@ def shown(mean: float | None, deviation: float | None = None) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
     with whole_file(path) as unfinished:
         unfinished.write_text(text)

@@ -40,6 +40,7 @@ class TrainAssessorsConfig:
     """What computes; the best there is unless given."""
 
     def check(self) -> None:
+        """Raise a `MinimodelError` for numbers that aren't positive, or for a batch of fewer than two people."""
         check_positive(self, "steps", "minutes")
         if self.batch < 2:
             raise MinimodelError(f"--batch is {self.batch}: expected at least 2, as people are told apart")
@@ -58,8 +59,8 @@ SCENE = ("center", "backdrop", "backdrop_style", "cloth", "cloth2", "jacket", "s
 def two_pictures(
     count: int, generator: torch.Generator, *, supersample: int = 2
 ) -> tuple[Float[Tensor, "p 2 3 64 64"], Float[Tensor, "p 2 10"]]:
-    """Two pictures of each of ``count`` people, in states, light, clothes and rooms of their own, and what
-    `FaceReader` shall say of their states."""
+    """Draw two pictures of each of ``count`` people and the targets of `FaceReader` for them (see `reader_targets`).
+    Each picture has a state, light, clothes and a room of its own."""
     people, images, targets = synthetic.sample_identities(count, generator), [], []
     for _ in range(2):
         strangers = synthetic.sample_identities(count, generator)
@@ -72,19 +73,22 @@ def two_pictures(
 
 @torch.no_grad()
 def found_landmarks(detector: LandmarkDetector, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 74 2"]:
-    """Where the detector sees them: true ones would teach a reader to trust what it won't be given."""
+    """The landmarks that the detector finds in the pictures, normalised. The reader is trained on them rather than on
+    the true ones, because it is used on found ones."""
     return torch.cat([detector(resized(some, SIZE))[0] for some in images.split(32)])
 
 
 def reader_targets(states: synthetic.State) -> Float[Tensor, "b 10"]:
-    """Rotation in degrees, and expression: the mean of both sides where it has two."""
+    """The targets of `FaceReader`: yaw, pitch and roll in degrees, then `EXPRESSION`. A variable with two sides is
+    averaged over them."""
     rotation = [getattr(states, name) * (180 / math.pi) for name in ROTATION]
     expression = [getattr(states, name) for name in EXPRESSION]
     return torch.stack(rotation + [value.mean(1) if value.dim() == 2 else value for value in expression], dim=1)
 
 
 class PeopleMemory:
-    """Pictures of people, two of each, kept because drawing them takes a CPU longer than learning from them."""
+    """A memory of people, with two pictures of each. They are kept because rendering them takes a CPU longer than
+    learning from them."""
 
     def __init__(self, detector: LandmarkDetector, capacity: int = 4096):
         self.detector = detector
@@ -94,7 +98,7 @@ class PeopleMemory:
         self.drawn = 0
 
     def draw(self, count: int, generator: torch.Generator) -> None:
-        """Forget the oldest people for ``count`` new ones."""
+        """Replace the oldest people by ``count`` new ones."""
         slots = (self.drawn + torch.arange(count)) % len(self.images)
         images, self.targets[slots] = two_pictures(count, generator, supersample=1)
         self.points[slots] = found_landmarks(self.detector, images.flatten(0, 1)).unflatten(0, (count, 2))
@@ -102,9 +106,10 @@ class PeopleMemory:
         self.drawn += count
 
     def __call__(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures (2 count, 3, 64, 64), shifted, scaled, blurred and coloured as generated ones may be, of as many
-        people twice; their landmarks (2 count, 74, 2), found where they were before; and what shall be said of them
-        (2 count, 10)."""
+        """Draw a batch of ``count`` people. Returns pictures (2 count, 3, 64, 64), first one of each person, then the
+        other of each; their landmarks (2 count, 74, 2); and the targets of `FaceReader` (2 count, 10). The pictures are
+        shifted, scaled, blurred and coloured at random, as generated ones may be; the landmarks are those found before
+        that, with a little noise."""
         slots = torch.randperm(min(self.drawn, len(self.images)), generator=generator)[:count]
         kept = self.images, self.points, self.targets
         images, points, targets = (value[slots].transpose(0, 1).flatten(0, 1) for value in kept)
@@ -114,15 +119,16 @@ class PeopleMemory:
 
 
 def identity_loss(one: Float[Tensor, "p d"], other: Float[Tensor, "p d"]) -> Float[Tensor, ""]:
-    """Cross entropy of finding a person's other picture among everybody's, both ways (InfoNCE; van den Oord et al.
-    2018), from embeddings of length 1."""
+    """Cross entropy of finding a person's other picture among those of all people, in both directions (InfoNCE; van den
+    Oord et al. 2018). The embeddings have length 1."""
     logits = one @ other.T / TEMPERATURE
     right = torch.arange(len(one), device=one.device)
     return (F.cross_entropy(logits, right) + F.cross_entropy(logits.T, right)) / 2
 
 
 def train_assessors(config: TrainAssessorsConfig) -> dict[str, float]:
-    """Write the weights; print and return how well the network judges people that it hasn't seen."""
+    """Train the reader of faces, write its weights, print its scores on people that no training draws, and return them
+    (see `assessor_scores`)."""
     config.check()
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
@@ -158,10 +164,14 @@ def train_assessors(config: TrainAssessorsConfig) -> dict[str, float]:
 
 @torch.inference_mode()
 def assessor_scores(reader: nn.Module, *, count: int = 64) -> dict[str, float]:
-    """On people that no training draws, with the landmarks that the shipped detector finds on them: whether two
-    pictures are of one person, told by a distance that is chosen on the first half of the people and measured on the
-    others, where guessing scores 0.5; mean errors of rotation in degrees; of each expression the share of variance that
-    is explained, and of each action unit the share of pictures in which it is read rightly."""
+    """Score a reader on rendered people that no training draws, with the landmarks that the shipped detector finds on
+    them.
+
+    "same person": the mean of two shares, of the pairs of pictures of one person and of the pairs of two people that
+    are recognised as such, where guessing scores 0.5. The threshold ("distance") is chosen on the first half of the
+    people, the shares are measured on the other half. Rotation: mean errors in degrees. Expression: share of the
+    variance that is explained. Action units: share of pictures in which the unit is read correctly.
+    """
     images, targets = two_pictures(count, step_generator(0, 0))
     images = images.flatten(0, 1)
     said = reader(images, found_landmarks(LandmarkDetector.load(), images))

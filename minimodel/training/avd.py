@@ -40,8 +40,12 @@ AVD_RATE = 2e-3
 
 
 def train_avd(config: TrainAvdConfig) -> AvdNetwork:
-    """Train on two frames of one film (TPSM section 3.4): one gives the shape, the other, deformed as if it were
-    someone else's, the pose, and the result shall be that other frame's motion before it was deformed."""
+    """Train the network of `animate --mode avd` for one model, and save it beside the model's weights.
+
+    Training takes two frames of one film (TPSM section 3.4). The first gives the shape. The second gives the pose,
+    after it was deformed as if it were another person's. The target is the second frame's motion before it was
+    deformed. Raises `MinimodelError` for a model that moves by landmarks.
+    """
     check_positive(config, "pairs", "steps", "batch")
     device = pick_device(config.device)
     model = AnimationModel.load(config.weights, device=device)
@@ -78,7 +82,8 @@ def train_avd(config: TrainAvdConfig) -> AvdNetwork:
 
 @torch.no_grad()
 def motion_pairs(model: AnimationModel, config: TrainAvdConfig, device: torch.device) -> tuple[Motion, Motion]:
-    """What the model sees in the frames of ``config.pairs`` pairs."""
+    """The motion that the model finds in the source and in the driving frames of ``config.pairs`` pairs, rounded up to
+    whole batches of 32."""
     size, batch = model.image_size, 32
     sources = open_sources(config.data, size, Augmentation())
     stream = PairStream(sources, size, device, batch=batch, seed=config.seed)

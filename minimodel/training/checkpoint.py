@@ -1,4 +1,4 @@
-"""A run's state on disk, written whole or not at all."""
+"""The state of a run on disk, written whole or not at all."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from minimodel.saving import whole_file
 
 @dataclass
 class RunState:
-    """How far a run is."""
+    """How far a run has come: its steps, and its seconds of training."""
 
     step: int = 0
     seconds: float = 0.0  # of training, without evaluations
@@ -38,7 +38,8 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: RunState,
 ) -> None:
-    """Write all that a run needs to go on, and the averaged model for use: each file whole or not at all."""
+    """Write checkpoint.pt, from which the run can go on, and model.safetensors, the averaged model for use. Each file
+    is written whole or not at all. Raises `MinimodelError` if one can't be written, as on a full disk."""
     output = Path(output)
     model = averaged_model(average)
     checkpoint: dict[str, Any] = {name: learner.state_dict() for name, learner in learners.items()}
@@ -48,14 +49,19 @@ def save_checkpoint(
         with whole_file(output / name) as unfinished:
             try:
                 write(unfinished)
-            except (RuntimeError, SafetensorError) as error:  # how they say that a disk is full
+            except (RuntimeError, SafetensorError) as error:  # what they raise on a full disk
                 raise MinimodelError(f"{output / name}: can't be written ({str(error).splitlines()[0]})") from error
 
 
 def load_checkpoint(
     output: str | Path, learners: dict[str, nn.Module], average: AveragedModel, optimizer: torch.optim.Optimizer
 ) -> RunState:
-    """Bring a run back to its checkpoint; a fresh state if there is none."""
+    """Load a run's checkpoint into its networks and its optimizer. Returns the state of the run, a fresh one if there
+    is no checkpoint.
+
+    Raises:
+        MinimodelError: the file is damaged or no checkpoint of minimodel, or comes from a model of other sizes.
+    """
     path = Path(output) / "checkpoint.pt"
     if not path.exists():
         return RunState()

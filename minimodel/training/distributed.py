@@ -1,4 +1,4 @@
-"""What several processes must agree on."""
+"""What several processes share while they train: the statistics of BatchNorm."""
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,8 @@ from minimodel.runtime import Module
 
 
 def share_statistics(model: Module, device: torch.device) -> Module:
-    """Let every BatchNorm see the batches of all processes; torch's own layer for that works on GPUs only."""
+    """Make every BatchNorm take its statistics from the batches of all processes. PyTorch's own layer for that works on
+    GPUs only; elsewhere it is `SharedBatchNorm`. The model is changed in place and returned."""
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, but for a model that is nothing but a BatchNorm
         return model
@@ -20,16 +21,18 @@ def share_statistics(model: Module, device: torch.device) -> Module:
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
-    """BatchNorm whose mean and variance are those of all processes' batches, which must be of one size. Under autocast
-    they are taken in float32, as torch's own layer does."""
+    """BatchNorm with mean and variance of the batches of all processes. These batches must have one size. Under
+    autocast the statistics are taken in float32, as in PyTorch's own layer."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Normalise a batch, by shared statistics in training mode and by the running ones otherwise."""
         if not self.training:
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             return self.shared(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
 
     def shared(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Normalise a batch by the statistics of all processes, and update the running ones."""
         assert self.running_mean is not None and self.running_var is not None, "BatchNorm2d keeps running statistics"
         assert self.num_batches_tracked is not None and self.momentum is not None
         processes = distributed.get_world_size()

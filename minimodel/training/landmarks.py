@@ -57,6 +57,7 @@ class TrainLandmarksConfig:
     """What computes; the best there is unless given."""
 
     def check(self) -> None:
+        """Raise a `MinimodelError` for numbers that aren't positive, or for a batch of fewer than four faces."""
         check_positive(self, "steps", "minutes")
         if self.batch < 4:
             raise MinimodelError(f"--batch is {self.batch}: expected at least 4")
@@ -68,8 +69,8 @@ FIRST_RATE, TUNING_RATE = 3e-3, 3e-4
 
 
 class FaceMemory:
-    """Rendered faces with their landmarks. Drawing one takes a CPU as long as learning from it, so each is kept, and
-    seen several times, changed at random each time."""
+    """A memory of rendered faces with their landmarks. Rendering a face takes a CPU as long as learning from it. So
+    each face is kept and used several times, changed at random each time."""
 
     def __init__(self, capacity: int = 8192):
         self.images = torch.empty(capacity, 3, SIZE, SIZE, dtype=torch.uint8)
@@ -77,7 +78,7 @@ class FaceMemory:
         self.drawn = 0
 
     def draw(self, count: int, generator: torch.Generator) -> None:
-        """Forget the oldest faces for ``count`` new ones."""
+        """Replace the oldest faces by ``count`` new ones."""
         faces = synthetic.Faces.sample(count, generator)
         slots = (self.drawn + torch.arange(count)) % len(self.images)
         # One ray a pixel: half of the pictures are blurred or shrunk later anyway.
@@ -86,7 +87,8 @@ class FaceMemory:
         self.drawn += count
 
     def __call__(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Changed pictures (count, 3, 128, 128) and their landmarks (count, 74, 2)."""
+        """Draw a batch: pictures (count, 3, 128, 128), changed at random, and their landmarks (count, 74, 2),
+        normalised."""
         slots = torch.randint(min(self.drawn, len(self.images)), (count,), generator=generator)
         places = random_places(count, generator)
         images = move_picture(self.images[slots] / 255, places)
@@ -94,7 +96,8 @@ class FaceMemory:
 
 
 class Neighbours:
-    """Random pairs of neighbouring frames of films, in both orders, both changed alike."""
+    """Random pairs of neighbouring frames of films, in both orders; both frames of a pair are moved alike. Raises
+    `MinimodelError` for a clip of one frame."""
 
     def __init__(self, names: tuple[str, ...]):
         self.cache = FrameCache([path for name in names for path in find_clips(name, "train")], SIZE)
@@ -103,19 +106,21 @@ class Neighbours:
             raise MinimodelError(f"{short[0]}: one frame only, a clip to train on needs two")
 
     def __call__(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw ``count`` pairs: the first and the second frames, (count, 3, 128, 128) each, in [0, 1]."""
         clips = torch.randint(len(self.cache.clips), (count,), generator=generator).tolist()
         pairs = []
         for clip, place, turn in zip(clips, *torch.rand(2, count, generator=generator).tolist()):
             first = int(place * (len(self.cache.clips[clip]) - 1))
             pairs.append(torch.stack([self.cache(clip, first + (turn < 0.5)), self.cache(clip, first + (turn >= 0.5))]))
-        # A mild change of place: it shows the same film under other grids of heatmap pixels.
+        # A mild change of place: the same film falls onto other grids of heatmap pixels.
         places = random_places(count, generator, zoom=(0.8, 1.2), rotation=0.2)
         start, end = torch.stack(pairs, dim=1) / 255
         return move_picture(start, places), move_picture(end, places)
 
 
 def train_landmarks(config: TrainLandmarksConfig) -> dict[str, float]:
-    """Write the weights; print and return the detector's error on faces that it hasn't seen."""
+    """Train the landmark detector, write its weights, and print and return its errors on rendered faces that no
+    training draws (see `landmark_scores`). With films the registration loss is added (S2D section 3.3)."""
     config.check()
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
@@ -172,14 +177,15 @@ def train_landmarks(config: TrainLandmarksConfig) -> dict[str, float]:
 def close_up_loss(
     logits: Float[Tensor, "eyes 9 h w"], places: Float[Tensor, "eyes 2 3"], points: Float[Tensor, "b 74 2"]
 ) -> Float[Tensor, ""]:
-    """`heatmap_loss` of the second look at the eyes: what `LandmarkDetector.look_closer` gives, and the landmarks."""
+    """`heatmap_loss` of the enlarged eyes: ``logits`` and ``places`` from `LandmarkDetector.look_closer` against the
+    landmarks."""
     target = move_points(points.repeat(2, 1, 1), places)[:, EYE]
     return heatmap_loss(logits, target, (target.abs() < 1).all(-1))
 
 
 @torch.inference_mode()
 def landmark_scores(detector: LandmarkDetector, *, count: int = 64) -> dict[str, float]:
-    """Mean errors in pixels at 128 pixels on rendered faces that no training draws."""
+    """Mean errors on rendered faces that no training draws, in pixels of 128 x 128 pictures."""
     faces = synthetic.Faces.sample(count, step_generator(0, 0))
     truth = synthetic.landmarks(faces)
     found = torch.cat([detector(some)[0] for some in synthetic.render(faces, SIZE).split(16)])

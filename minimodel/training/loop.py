@@ -100,7 +100,8 @@ class TrainConfig:
     teaching: Teaching = dataclasses.field(default_factory=Teaching)
 
     def check(self) -> None:
-        """Raise a MinimodelError for settings that can't be."""
+        """Raise a `MinimodelError` for settings outside their range, or unless exactly one of steps and minutes is
+        given."""
         if (self.steps is None) == (self.minutes is None):
             raise MinimodelError("give either --steps or --minutes: how long to train")
         check_positive(self, "steps", "minutes", "batch", "learning_rate")
@@ -113,11 +114,12 @@ class TrainConfig:
 
 
 class TrainingStopped(MinimodelError):
-    """Training can't go on; the message says at which step and why, and the last good state is saved."""
+    """Training can't go on. The message names the step and the reason; the last good state is saved."""
 
 
 def begin_with(model: AnimationModel, start: str) -> None:
-    """Give the model the weights of another one, by name or file; a MinimodelError if they don't fit."""
+    """Load the weights of another model, by name or file, into this one. Raises `MinimodelError` if their shapes
+    differ."""
     started = AnimationModel.load(start)
     try:  # by shapes: files written before a setting was there differ from today's in what they don't use
         model.load_state_dict(started.state_dict())
@@ -127,7 +129,7 @@ def begin_with(model: AnimationModel, start: str) -> None:
 
 
 def describe(model: AnimationModel) -> str:
-    """What a model is put together from, in a few words."""
+    """The parts of a model in a few words: preset, prior, refinement and generator."""
     c = model.config
     if c is None:
         return f"a {type(model.prior).__name__} and a {type(model.generator).__name__} put together by hand"
@@ -141,17 +143,20 @@ def train(
     sources: Sequence[PairSource] | None = None,
     **sizes: Any,
 ) -> AnimationModel:
-    """Train to the end of the run, from the newest checkpoint in ``config.output`` if there is one.
+    """Train a model to the end of the run, from the newest checkpoint in ``config.output`` if there is one.
 
     Args:
         config: the run.
         model: a model of one's own, in place of the one that ``config`` names by preset and system.
-        sources: pairs of one's own, in place of ``config.data``; nothing is evaluated then but ``config.evaluate``.
+        sources: pairs of one's own, in place of ``config.data``; then only ``config.evaluate`` is evaluated.
         sizes: fields of `minimodel.config.ModelConfig` that differ from the preset's.
 
-    Returns the finished model in evaluation mode, whose weights are then in ``output/model.safetensors``; metrics are
-    in metrics.jsonl, pictures in pictures/. Raises MinimodelError for settings that can't be, and `TrainingStopped`
-    where a loss is no longer finite.
+    Returns the model with averaged weights in evaluation mode. ``output`` then holds these weights in
+    model.safetensors, the metrics in metrics.jsonl and pictures in pictures/.
+
+    Raises:
+        MinimodelError: settings that don't fit.
+        TrainingStopped: the loss or its gradient is no longer finite.
 
     >>> train(TrainConfig(Path("runs/mine"), steps=1000), model=AnimationModel.from_preset("tiny", points=20))
     """
@@ -241,7 +246,7 @@ def train(
         motion_only = state.step % (motion_steps + 1) > 0
         terms = whole_step(batch, motion_only=motion_only, progress=progress)
         loss = sum(terms.values())
-        # Means over processes, so that all of them see the same numbers, and stop together.
+        # Means over processes, so that all of them get the same numbers, and stop together.
         values = accelerator.reduce(torch.stack([loss, *terms.values()]).detach().float(), "mean").tolist()
         norm = math.nan
         if math.isfinite(values[0]):  # the backward pass of sampling would crash on a flow that isn't
@@ -279,14 +284,14 @@ def _average(averaged: list[Tensor], current: list[Tensor], index: Tensor, *, de
     if not averaged[0].is_floating_point():  # BatchNorm's counters
         torch._foreach_copy_(averaged, current)
         return
-    # The first steps' weights say nothing; the average is short at first.
+    # The first steps' weights are far from the later ones, so the average is short at first.
     decay = min(decay, (1 + int(index)) / (10 + int(index)))
     torch._foreach_lerp_(averaged, current, 1 - decay)
 
 
 def agreed_progress(config: TrainConfig, state: RunState, accelerator: Accelerator) -> float:
-    """The share of the run that is done. All processes take the main one's clock, as it also says when they evaluate:
-    one that thought otherwise would wait for the others for ever."""
+    """The share of the run that is done, by the main process's clock. All processes use that clock, because it also
+    decides when the main process evaluates; with a clock of its own a process could wait for the others for ever."""
     if accelerator.num_processes > 1:
         (state.seconds,) = broadcast_object_list([state.seconds])
     if config.steps is not None:
@@ -296,7 +301,8 @@ def agreed_progress(config: TrainConfig, state: RunState, accelerator: Accelerat
 
 
 class Log:
-    """Where a run's numbers go: the bar, metrics.jsonl, and TensorBoard when it is installed. Main process only."""
+    """Writes a run's numbers to the progress bar, to metrics.jsonl, and to TensorBoard when it is installed. Only the
+    main process has one."""
 
     def __init__(self, config: TrainConfig, state: RunState, features: str, model: AnimationModel):
         output = Path(config.output)
@@ -325,6 +331,7 @@ class Log:
         )
 
     def __call__(self, state: RunState, kind: str, **numbers) -> None:
+        """Log the ``numbers`` of a step: a line of metrics.jsonl, and a point in each curve of TensorBoard."""
         line = dict(step=state.step, minutes=round(state.seconds / 60, 3), kind=kind)
         line |= {k: float(f"{v:.8g}") if isinstance(v, float) else v for k, v in numbers.items()}
         with self.path.open("a") as file:
@@ -336,7 +343,8 @@ class Log:
                     self.board.add_scalar(f"{prefix}/{name}", value, state.step)
 
     def bar(self, state: RunState, progress: float, loss: float | None) -> None:
-        """``loss`` None leaves the number that stands there, as steps of motion alone have another loss."""
+        """Update the progress bar. With ``loss`` None the last loss stays, because steps of motion alone have another
+        loss."""
         self.loss = self.loss if loss is None else loss
         left = state.seconds / 60 * (1 - progress) / progress
         speed = self.batch * state.step / state.seconds

@@ -17,7 +17,7 @@ from minimodel.warping import resize_flow, size_of, warp
 
 BACKGROUND_FROM = 0.1  # share of the run before which the TPS prior's background stands still
 DROPOUT_UNTIL = 0.35  # share of the run
-# Steps of motion alone compare the first three of five layers. The others look at wide surroundings, in which a moved
+# Steps of motion alone compare the first three of five layers. The others cover wide surroundings, in which a moved
 # source can't show what it hides: there the true flow costs more than one that bends the face to make up for it.
 MOTION_LAYERS = 3
 
@@ -56,19 +56,22 @@ class LossWeights:
 
     @property
     def ask_the_truth(self) -> bool:
+        """Whether any loss needs the truth that only rendered faces have."""
         return max(self.flow, self.visibility, self.matching, self.hidden) > 0
 
 
 def dropout_probability(progress: float) -> float:
-    """P of TPSM Eq. 7-8 at a share of the run: from 0.1 it rises by 0.03 a hundredth to 0.3, and ends at 0.35."""
+    """P of TPSM Eq. 7-8 when a share ``progress`` of the run is done: it rises from 0.1 by 0.03 with each hundredth of
+    the run, up to 0.3, and is 0 from a share of 0.35 on."""
     return min(0.1 + 3 * progress, 0.3) if progress < DROPOUT_UNTIL else 0.0
 
 
 class TrainingStep(nn.Module):
-    """Model and losses under one `forward`, which is what distributed training wraps.
+    """Model and losses under one `forward`, which is the module that distributed training wraps.
 
-    What is common to all systems is here. What a prior or a generator needs beside it, these say themselves: see
-    `minimodel.priors.Prior` and `minimodel.generator.Generator`.
+    This class holds what all systems have in common. A prior or a generator brings further terms itself, see
+    `minimodel.priors.Prior` and `minimodel.generator.Generator`. Raises `MinimodelError` if visibility is to be taught
+    to a generator that makes its own mask.
     """
 
     def __init__(
@@ -83,7 +86,7 @@ class TrainingStep(nn.Module):
 
     @property
     def learners(self) -> dict[str, nn.Module]:
-        """What learns: all but the features."""
+        """The networks that are trained, by name: the model, and the discriminator if there is one."""
         known: dict[str, nn.Module] = dict(model=self.model)
         return known if self.discriminator is None else known | dict(discriminator=self.discriminator)
 
@@ -94,17 +97,18 @@ class TrainingStep(nn.Module):
 
     @property
     def learns_motion(self) -> bool:
-        """Whether any part before the generator learns."""
+        """Whether any part before the generator is trained."""
         parts = ("prior.", "structure.", "refiner.")
         return any(p.requires_grad for name, p in self.model.named_parameters() if name.startswith(parts))
 
     def forward(
         self, batch: dict[str, Tensor], *, motion_only: bool = False, progress: float = 1.0
     ) -> dict[str, Tensor]:
-        """A batch of `minimodel.data.pairs.PairStream` -> the terms of the loss by name, each with its weight.
+        """Compute the terms of the loss for a batch of `minimodel.data.pairs.PairStream`, by name, each times its
+        weight.
 
-        ``motion_only``: without the generator, by the source as the first flow and the last one move it. ``progress``
-        is the share of the run that is done.
+        With ``motion_only`` the generator is left out; the loss then compares the driving frame with the source, warped
+        by the coarse flow and by the last one. ``progress`` is the share of the run that is done.
         """
         model, driving = self.model, batch["driving"]
         motion = model.encode_driving(
@@ -135,17 +139,18 @@ class TrainingStep(nn.Module):
         return terms | self.weighted(model.prior.loss_terms(pair) | model.generator.loss_terms(pair))
 
     def weighted(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Each term times the weight of its name."""
+        """Multiply each term by the weight of its name."""
         return {name: getattr(self.weights, name) * term for name, term in terms.items()}
 
     def difference(self, image: Tensor, driving: Tensor, layers: int = 5) -> Tensor:
-        """The loss of a picture that should be the driving frame. Fewer layers weigh as much as all of them."""
+        """The loss of a picture against the driving frame: the perceptual loss of the first ``layers`` layers, and L1
+        if the prior asks for it. Fewer layers weigh as much as all five."""
         loss = losses.perceptual_loss(self.features, image, driving, layers=layers)
         loss = self.weights.perceptual * 5 / layers * loss
         return loss + self.weights.l1 * F.l1_loss(image, driving) if self.model.prior.compares_pixels else loss
 
     def motion_terms(self, source: SourceState, stages: Stages, driving: Tensor) -> dict[str, Tensor]:
-        """The source as the last flow moves it and, where that was refined, as the coarse one does."""
+        """The losses of the source warped by the last flow and, if there is a refiner, by the coarse flow."""
         terms = {"moved": self.difference(stages.warped_source, driving, MOTION_LAYERS)}
         if self.model.refiner is not None:
             coarse = resize_flow(stages.coarse.flow, size_of(driving))
@@ -153,8 +158,9 @@ class TrainingStep(nn.Module):
         return terms
 
     def picture_terms(self, output: Output, driving: Tensor, lots: Tensor | None = None) -> dict[str, Tensor]:
-        """The rendered picture, and what was painted before it was blended with the warped source. Behind gates that
-        are right the two seldom differ, and one of them a pair costs half: ``lots`` (b, 2) decide which."""
+        """The losses of the rendered picture, and of the painted one before it was blended with the warped source.
+        Behind true gates the two seldom differ, and each costs as much as the other; so where visibility is taught only
+        one of them is compared for each pair, chosen by the random numbers ``lots`` (b, 2)."""
         blended = output.painted is not output.image
         if blended and self.weights.visibility and lots is not None:
             chosen = (lots[:, 1] < 0.5).view(-1, 1, 1, 1)
@@ -168,7 +174,7 @@ class TrainingStep(nn.Module):
         return terms
 
     def gates(self, stages: Stages, batch: dict[str, Tensor], progress: float) -> list[Tensor] | None:
-        """The gates that the generator is lent where visibility is taught; None where it isn't."""
+        """The gates (logits) for the generator where visibility is taught, see `lent_gates`; None where it isn't."""
         if not self.weights.visibility:
             return None
         teaching, visible = self.teaching, batch["visible"]
@@ -177,7 +183,8 @@ class TrainingStep(nn.Module):
         return lent_gates(stages.occlusions[1:], visible * solid, own)
 
     def truth_terms(self, stages: Stages, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What rendered faces say about the stages; pairs of films have no say."""
+        """The losses of flow, occlusion and correlation against the truth of rendered faces, each times its weight.
+        Pairs of films have no truth and count nothing."""
         weights = self.weights
         visible = batch["visible"] * batch["known"].view(-1, 1, 1, 1)
         terms = {}
@@ -191,8 +198,8 @@ class TrainingStep(nn.Module):
         return self.weighted(terms)
 
     def adversaries(self, discriminator: nn.Module, image: Tensor, driving: Tensor) -> dict[str, Tensor]:
-        """S2D Eq. 5 and 6. One backward pass serves both sides: the discriminator sees the picture detached, and the
-        picture is judged by a discriminator that is."""
+        """The losses of discriminator and generator (S2D Eq. 5 and 6). One backward pass serves both: the discriminator
+        learns from the detached picture, and the generator from a discriminator with detached weights."""
         fixed = {name: value.detach() for name, value in discriminator.named_parameters()}
         real, generated = discriminator(driving), discriminator(image.detach())
         scores = torch.func.functional_call(discriminator, fixed, (image,))

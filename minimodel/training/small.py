@@ -1,4 +1,4 @@
-"""What the trainings of the small networks share."""
+"""What the trainings of the small networks have in common."""
 
 import itertools
 import math
@@ -14,8 +14,9 @@ from tqdm import tqdm
 def training_steps(
     optimizer: torch.optim.Optimizer, rate: float, *, steps: int | None = None, minutes: float
 ) -> Iterator[tuple[int, tqdm]]:
-    """Numbers of steps from 0, and the bar that counts them, until ``steps`` are done or, where these aren't given, the
-    ``minutes`` are over. The learning rate falls from ``rate`` to 0, as half a cosine."""
+    """Count the steps of a training, until ``steps`` are done or, without these, until the ``minutes`` are over. Yields
+    each step's number from 0, and the progress bar. The learning rate of ``optimizer`` falls from ``rate`` to 0 as half
+    a cosine."""
     began = time.perf_counter()
     with tqdm(total=steps, unit=" steps", dynamic_ncols=True) as bar:
         for step in itertools.count():
@@ -30,13 +31,15 @@ def training_steps(
 
 
 def fast_autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 where it is fast. CPUs of recent years multiply it twice as fast; on older ones it's slow."""
+    """Autocast to bfloat16 where bfloat16 is fast: on GPUs, and on CPUs with AVX-512 BF16, which multiply it twice as
+    fast. Elsewhere the context does nothing."""
     fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
 
 
 def colour_noise(image: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> Float[Tensor, "b 3 h w"]:
-    """Random light, tint, contrast and grain, so that features don't depend on them."""
+    """Change light, tint, contrast and grain of each picture at random, so that networks don't depend on them. Colours
+    stay in [0, 1]."""
     count = len(image)
     gain = torch.exp(0.25 * torch.randn(count, 1, 1, 1, generator=generator))
     tint = torch.exp(0.1 * torch.randn(count, 3, 1, 1, generator=generator))

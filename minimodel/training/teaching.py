@@ -1,5 +1,5 @@
-"""Rendered faces as teachers: gates that the generator is lent until the model's own are good enough, holes for it to
-paint, and how much each pixel of a true flow counts.
+"""Rendered faces as teachers: true gates that the generator uses until the model's own are good enough, holes for the
+generator to paint, and the weight of each pixel in the loss of the true flow.
 
 The papers learn from pictures alone, and so does every training here unless ``--loss.flow`` or ``--loss.visibility``
 asks for the truth.
@@ -15,7 +15,7 @@ from minimodel.evaluation.benchmark import LEFT_EYE, MOUTH, RIGHT_EYE, around
 from minimodel.warping import identity_grid, resize_flow, size_of, to_pixels
 
 SMALLEST_HOLE = 0.06  # radius in normalised units
-CLOSED = 1e-3  # how far a gate that truth shuts stays open: a logit must be finite
+CLOSED = 1e-3  # how far a gate that the truth shuts stays open: a logit must be finite
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Teaching:
     moves in them is small."""
 
     def own_share(self, progress: float) -> float:
-        """The share of pairs whose gates are the model's own, at a share of the run."""
+        """The share of pairs with the model's own gates when a share ``progress`` of the run is done."""
         if self.own_from <= self.forced_until:
             return float(progress >= self.forced_until)
         return min(max((progress - self.forced_until) / (self.own_from - self.forced_until), 0.0), 1.0)
@@ -46,8 +46,9 @@ class Teaching:
 def hole_mask(
     numbers: Float[Tensor, "b n 6"], size: tuple[int, int], *, chance: float, largest: float
 ) -> Float[Tensor, "b 1 h w"]:
-    """0 within ellipses at random places, of random sizes and turned at random, 1 around them. Six numbers, uniform in
-    [0, 1), make each of the ``n`` holes, which is there with a ``chance``."""
+    """Draw a mask that is 0 within random ellipses and 1 around them. Each of the ``n`` holes takes six numbers,
+    uniform in [0, 1): position, size, roundness, angle, and whether it exists, which it does with probability
+    ``chance``. ``largest`` is the largest radius, normalised."""
     x, y, length, roundness, turn, there = numbers.unbind(-1)
     grid = identity_grid(*size, device=numbers.device, dtype=numbers.dtype)
     across = grid[0] - (1.8 * x - 0.9)[..., None, None]
@@ -63,8 +64,9 @@ def hole_mask(
 def lent_gates(
     occlusions: list[Float[Tensor, "b 1 _ _"]], shown: Float[Tensor, "b 1 h w"], own: Bool[Tensor, "b"]
 ) -> list[Tensor]:
-    """Gates (logits) for the generator: for pairs in ``own`` the model's ``occlusions``, for the others the averages of
-    ``shown``. Pictures have no say in how the model's own gates come out: those learn from truth."""
+    """The gates (logits) that the generator uses in place of the model's: for pairs in ``own`` the model's
+    ``occlusions``, for the others ``shown``, averaged to each size. No gradient of the picture's losses reaches the
+    model's own gates; these learn from the truth."""
     own = own.view(-1, 1, 1, 1)
     return [
         torch.where(own, found.detach(), torch.logit(resize_flow(shown, size_of(found)), eps=CLOSED))
@@ -75,8 +77,9 @@ def lent_gates(
 def flow_weight(
     visible: Float[Tensor, "b 1 h w"], landmarks: Float[Tensor, "b 74 2"], focus: float
 ) -> Float[Tensor, "b 1 h w"]:
-    """How much each pixel's arrow counts, 1 in sum: of visible pixels only, a share ``focus`` for those around the eyes
-    and around the mouth, half each, the rest for all alike."""
+    """The weight of each pixel in the loss of the true flow; the weights of a picture sum to 1. Only visible pixels
+    count. A share ``focus`` goes to the boxes around eyes and mouth, half to each; the rest is spread evenly.
+    ``landmarks`` are normalised."""
     size = visible.shape[-1]
     points = to_pixels(landmarks, (size, size))
     eyes = around(points[:, RIGHT_EYE], size) | around(points[:, LEFT_EYE], size)
