@@ -19,7 +19,7 @@ def part_flows(
     driving_affine: Float[Tensor, "b k 2 2"],
     size: tuple[int, int],
 ) -> Float[Tensor, "b k 2 h w"]:
-    """One flow a point: T_k(z) - z with T_k(z) = p_s + A_s A_d^-1 (z - p_d) (MRFA Eq. 1).
+    """The flow of each part: T_k(z) - z with T_k(z) = p_s + A_s A_d^-1 (z - p_d) (MRFA Eq. 1).
 
     Points and the result are normalised; ``size`` = (h, w) of the flows.
 
@@ -37,12 +37,12 @@ def part_flows(
 def with_background(
     flows: Float[Tensor, "b k 2 h w"], background: Float[Tensor, "b 2 h w"] | None = None
 ) -> Float[Tensor, "b k+1 2 h w"]:
-    """Put the background's flow in front of the part flows; without one it stands still (MRFA Eq. 2)."""
+    """Put the background's flow in front of the part flows; None is a background that stands still (MRFA Eq. 2)."""
     first = torch.zeros_like(flows[:, :1]) if background is None else background[:, None]
     return torch.cat([first, flows], dim=1)
 
 
 @full_precision
 def combine(flows: Float[Tensor, "b k 2 h w"], masks: Float[Tensor, "b k h w"]) -> Float[Tensor, "b 2 h w"]:
-    """The coarse flow F_0: part flows weighted by masks that sum to one at every pixel (MRFA Eq. 3)."""
+    """Combine part flows to the coarse flow F_0, weighted by masks that sum to 1 at every pixel (MRFA Eq. 3)."""
     return einsum(flows, masks, "b k c h w, b k h w -> b c h w")

@@ -14,20 +14,20 @@ from minimodel.tps import background_flow
 from minimodel.warping import full_precision, identity_grid, resize_flow, size_of, warp
 
 SIDE = 64  # pixels of the longer side at which frames are compared; larger ones are averaged
-REACH = 0.4  # the furthest shift that is looked for, normalised: a fifth of the picture
-PACE = 60.0  # radians that a phase advances from black to white
+REACH = 0.4  # the longest shift in the search, normalised: a fifth of the picture
+PACE = 60.0  # radians of phase from black to white
 TEMPERATURE = 0.01
 POLISHING = 3  # Gauss-Newton steps
 
 
 class BackgroundPredictor(nn.Module):
-    """Source and driving frame -> A_bg, the affine map that takes the driving frame's background to the source's.
+    """Finds A_bg, the affine map from the driving frame's background to the source's (normalised).
 
-    The published network is a ResNet-18 from both frames to six numbers. In runs of an hour such a network
-    learns next to nothing, even from true answers. Here the only thing to learn is which pixels are background, a
-    question about a single frame (`losses.background_mask_loss`); the shift is then looked up in how well the two
-    backgrounds agree at every shift, and a few steps of least squares add fractions of a pixel, turn and zoom. Sizes
-    are those of `Hourglass`.
+    The published network is a ResNet-18 from both frames to six numbers. In runs of an hour such a network learns next
+    to nothing, even from the truth. Here only the background's mask is learnt, from single frames
+    (`losses.background_mask_loss`). The shift at which the two backgrounds agree best follows by correlation
+    (`shift`). A few steps of least squares (`gauss_newton`) add fractions of a pixel, turn and zoom. Sizes are those of
+    `Hourglass`.
     """
 
     def __init__(self, *, base: int, levels: int, maximum: int, norm: str):
@@ -39,7 +39,7 @@ class BackgroundPredictor(nn.Module):
 
     @torch.no_grad()
     def forward(self, source: Float[Tensor, "b 3 h w"], driving: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2 3"]:
-        """No gradient goes through this: all that is learnt is learnt by `logits`."""
+        """Find A_bg; no gradient goes through this method, as only `logits` is trained."""
         source, driving = self.resized(source), self.resized(driving)
         weights = torch.sigmoid(self.logits(torch.cat([source, driving]))).chunk(2)
         found = shift(source, driving, *weights)
@@ -49,13 +49,13 @@ class BackgroundPredictor(nn.Module):
         return matrix
 
     def resized(self, frames: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b 3 h w"]:
-        """As frames are compared."""
+        """Resize frames to the size at which they are compared, with `SIDE` pixels or fewer on the longer side."""
         shrink = min(1.0, SIDE / max(frames.shape[-2:]))
         height, width = (max(1, round(n * shrink / self.step)) * self.step for n in frames.shape[-2:])
         return resize_flow(frames, (height, width))
 
     def logits(self, frames: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
-        """How surely each pixel of resized frames is background. Seen at half the resolution, which is enough here."""
+        """Logits for each pixel of resized frames to be background, computed at half the resolution."""
         logits = self.head(self.hourglass(F.avg_pool2d(frames, 2))).float()
         return resize_flow(logits, size_of(frames))
 
@@ -67,17 +67,19 @@ def shift(
     source_weights: Float[Tensor, "b 1 h w"],
     driving_weights: Float[Tensor, "b 1 h w"],
 ) -> Float[Tensor, "b 2"]:
-    """t, normalised, for which ``source`` at z + t looks like ``driving`` at z. It is a mean of all whole-pixel shifts
-    within `REACH`; the better the weighted pixels agree at a shift, the more it counts.
+    """Find the normalised shift t for which ``source`` at z + t agrees with ``driving`` at z.
 
-    Two colours agree by cos(pace (a - b)): 1 if they are equal, about 0 on average if they have nothing to do with each
-    other, so that pixels that belong to something else can't outvote the background as squared differences would. A
-    cosine of a difference is a product, cos a cos b + sin a sin b, and so all shifts together are one correlation.
+    The result is a mean of all whole-pixel shifts within `REACH`. A shift counts the more, the better the weighted
+    pixels agree.
+
+    Two colours agree by cos(pace (a - b)): 1 if the colours are equal, about 0 on average if they are unrelated.
+    Unrelated pixels can't outvote the background, as they would with squared differences. A cosine of a difference is
+    a sum of products, cos a cos b + sin a sin b; all shifts together are therefore one correlation.
     """
     height, width = source.shape[-2:]
     agreement = 2 * _correlate(source_weights * _phases(source), driving_weights * _phases(driving)).mean(1)
     overlap = _correlate(source_weights, driving_weights)[:, 0]
-    # Where hardly any background lies on background, chance alone could look like agreement.
+    # Where hardly any background lies on background, agreement could be chance.
     agreement = agreement / (overlap + 0.01 * height * width)
     likely = torch.softmax(agreement.flatten(1) / TEMPERATURE, dim=1).view_as(agreement)
     down, right = (torch.arange(-(n // 2), n // 2 + 1, device=likely.device) for n in agreement.shape[-2:])
@@ -109,14 +111,14 @@ def gauss_newton(
     source_weights: Float[Tensor, "b 1 h w"],
     driving_weights: Float[Tensor, "b 1 h w"],
 ) -> Float[Tensor, "b 2 3"]:
-    """A better affine map: one step of weighted least squares of source(A z) - driving(z), linear in A where it is."""
+    """Improve an affine map by one step of weighted least squares of source(A z) - driving(z), linearised in A."""
     channels, (height, width) = source.shape[1], source.shape[-2:]
     along_y, along_x = torch.gradient(source, dim=(2, 3))
     read = torch.cat([source, along_x * width / 2, along_y * height / 2, source_weights], dim=1)
     flow = background_flow(matrix, (height, width))
     moved, along_x, along_y, moved_weights = warp(read, flow, padding="zeros").split([channels] * 3 + [1], dim=1)
     difference = moved - driving
-    # What doesn't fit after the shift isn't background, whatever the weights say.
+    # Pixels that don't fit after the shift aren't background, whatever their weights.
     fits = torch.exp(-(difference * PACE / 2).square().mean(1, keepdim=True))
     weight = driving_weights * moved_weights * fits
     grid = identity_grid(height, width, device=flow.device, dtype=flow.dtype)

@@ -12,7 +12,11 @@ from minimodel.errors import MinimodelError
 
 
 def normalisation(kind: str, channels: int) -> nn.Module:
-    """``kind`` "batch" is what the papers use; "group" doesn't depend on the batch, which small batches want."""
+    """Build the normalisation layer of a ``kind``: "batch" as in the papers, or "group".
+
+    Group normalisation doesn't depend on the batch, which is better for small batches. Any other kind raises a
+    `MinimodelError`.
+    """
     if kind == "batch":
         return nn.BatchNorm2d(channels)
     if kind == "group":
@@ -21,7 +25,7 @@ def normalisation(kind: str, channels: int) -> nn.Module:
 
 
 def zero_convolution(layer: nn.Conv2d) -> None:
-    """Let a convolution begin as one that gives 0 everywhere."""
+    """Set a convolution's weights and bias to 0, so that its output starts as 0 everywhere."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -39,7 +43,7 @@ class ConvBlock(nn.Sequential):
 
 
 class DownBlock(ConvBlock):
-    """`ConvBlock`, then an average over 2x2 pixels, which keeps features where they were."""
+    """`ConvBlock`, then an average over 2x2 pixels, which keeps features at their positions."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h//2 w//2"]:
         return F.avg_pool2d(super().forward(x), 2)
@@ -53,7 +57,7 @@ class UpBlock(ConvBlock):
 
 
 class ResidualBlock(nn.Module):
-    """Two pre-activated 3x3 convolutions around which the input goes unchanged."""
+    """Two pre-activated 3x3 convolutions, whose output is added to the input."""
 
     def __init__(self, channels: int, *, norm: str):
         super().__init__()
@@ -71,11 +75,11 @@ class ResidualBlock(nn.Module):
 
 
 class Hourglass(nn.Module):
-    """Down ``levels`` times by two and up again, with skip connections; the input itself is the last skip.
+    """A network that goes down ``levels`` times by two and up again, with skip connections.
 
-    Level i has ``base`` * 2^i channels, at most ``maximum``; the output has ``self.channels`` = ``base`` + ``inputs``,
-    and what rises to each level, coarsest first, ``self.scale_channels``. The sides of its input must be multiples of
-    ``self.step`` = 2^``levels``.
+    The input itself is the last skip. Level i has ``base`` * 2^i channels, at most ``maximum``. The output has
+    ``self.channels`` = ``base`` + ``inputs`` channels; the features on the way up have ``self.scale_channels``,
+    coarsest first. The sides of the input must be multiples of ``self.step`` = 2^``levels``.
     """
 
     def __init__(self, inputs: int, *, base: int, levels: int, maximum: int, norm: str):
@@ -95,7 +99,7 @@ class Hourglass(nn.Module):
         return self.scales(x)[-1]
 
     def scales(self, x: Float[Tensor, "b c h w"]) -> list[Tensor]:
-        """What rises to each level, coarsest first; the last is the output."""
+        """The features on the way up, coarsest first; the last is the output."""
         skips = [x]
         for block in self.down:
             skips.append(block(skips[-1]))
@@ -106,7 +110,10 @@ class Hourglass(nn.Module):
 
 
 class StridedBlock(nn.Module):
-    """Two 3x3 convolutions, the first with a stride, around which the input goes through at most a 1x1 one."""
+    """Two 3x3 convolutions, the first with a stride, whose output is added to the input.
+
+    The input goes through a 1x1 convolution first where size or channels differ.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, stride: int, norm: str):
         super().__init__()
@@ -128,10 +135,10 @@ class StridedBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A picture -> ``outputs`` numbers. Base 64, 4 levels, 2 blocks each and pooling make ResNet-18 (He et al. 2016).
+    """A residual network from a picture to ``outputs`` numbers.
 
-    Level i has ``base`` * 2^i channels at half the resolution of the one before; ``pool`` halves it once more before
-    the first.
+    Base 64, 4 levels, 2 blocks each and pooling are the sizes of ResNet-18 (He et al. 2016). Level i has ``base`` * 2^i
+    channels at half the resolution of the level before; ``pool`` halves the resolution once more before the first.
     """
 
     def __init__(self, inputs: int, outputs: int, *, base: int, levels: int, blocks: int, pool: bool, norm: str):

@@ -22,13 +22,13 @@ PRIORS: tuple[str, ...] = get_args(PriorName)
 
 @dataclass(frozen=True)
 class System:
-    """A paper's system: its parts, and what its training does in its own way."""
+    """The parts of a paper's system, and the milestones of its training."""
 
     prior: PriorName
     refine: bool
     generator: GeneratorName
-    # Shares of the run after which the learning rate is a tenth. Published are 0.6 and 0.9, in runs of days; the moving
-    # average of the weights does in an hour what a long calm at the end is for.
+    # Shares of the run after which the learning rate is a tenth. The papers have 0.6 and 0.9, in runs of days. In runs
+    # of an hour the moving average of the weights replaces a long time at low learning rates.
     milestones: tuple[float, ...] = (0.85, 0.95)
 
 
@@ -43,6 +43,8 @@ SYSTEMS = {
 
 @dataclass(frozen=True)
 class HourglassSizes:
+    """Sizes of an `Hourglass`: channels of the first level, number of levels, most channels of a level."""
+
     base: int
     levels: int
     maximum: int
@@ -50,6 +52,8 @@ class HourglassSizes:
 
 @dataclass(frozen=True)
 class ResNetSizes:
+    """Sizes of a `ResNet`: channels of the first level, number of levels, blocks a level, pooling before them."""
+
     base: int
     levels: int
     blocks: int
@@ -58,6 +62,8 @@ class ResNetSizes:
 
 @dataclass(frozen=True)
 class TokenSizes:
+    """Sizes of a `TokenDetector`."""
+
     base: int  # of the trunk
     blocks: int
     patch: int
@@ -69,20 +75,22 @@ class TokenSizes:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All sizes of a model; saved with its weights. The defaults are those of the `paper` preset: the published ones,
-    where papers or their code give any."""
+    """All sizes of a model; saved with its weights.
+
+    The defaults are those of the `paper` preset: the published sizes, where the papers or their code give any.
+    """
 
     preset: PresetName = "paper"
     prior: PriorName = "affine"
     refine: bool = True
     generator: GeneratorName = "unet"
-    image_size: int = 256  # what the preset is trained at; any other size that the scales divide works too
+    image_size: int = 256  # side of the training pictures; any other size that the scales divide works too
     coarse_scale: int = 4  # the coarse flow has 1 / coarse_scale of the image's side
-    detector_scale: int | None = None  # the same of the heatmaps; None is coarse_scale
+    detector_scale: int | None = None  # heatmaps have 1 / detector_scale of the image's side; None is coarse_scale
     points: int = 10  # parts; the TPS prior has a spline of several points for each
     norm: str = "batch"
     head_kernel: int = 7
-    folded: bool = False  # detectors see all pixels stacked as channels rather than their average
+    folded: bool = False  # detectors get all pixels stacked as channels rather than their average
     detector: HourglassSizes = HourglassSizes(32, 5, 1024)
     spline_points: int = 5
     spline_heatmaps: bool = False  # splines' points are read from heatmaps of ``detector``, as the affine prior's are
@@ -106,7 +114,7 @@ class ModelConfig:
     residual: HourglassSizes = HourglassSizes(64, 2, 512)  # of the residual generator, with ...
     residual_blocks: int = 6
     whole_branch: HourglassSizes = HourglassSizes(32, 5, 512)  # the global branch of the landmarks prior ...
-    whole_scale: int = 1  # ... sees the picture at 1 / whole_scale of its side
+    whole_scale: int = 1  # ... gets the picture at 1 / whole_scale of its side
     local_branch: HourglassSizes = HourglassSizes(32, 3, 128)  # of each local branch
     adain: bool = True
     add_motion: bool = True
@@ -125,8 +133,13 @@ class ModelConfig:
         generator: str | None = None,
         **sizes: Any,
     ) -> "ModelConfig":
-        """The sizes of a preset with the parts of a paper's system. ``prior``, ``refine`` and ``generator`` replace
-        parts of ``system``; ``sizes`` are further fields of this class. MinimodelError for what can't be."""
+        """The sizes of a preset with the parts of a paper's system.
+
+        ``prior``, ``refine`` and ``generator`` replace parts of ``system``. ``sizes`` are further fields of this class.
+        A `MinimodelError` names unknown choices, unknown sizes, and parts that don't fit together.
+
+        >>> config = ModelConfig.from_preset("tiny", system="tpsm", refine=True)
+        """
         config = choose("preset", preset, PRESETS)
         whole = choose("system", system, SYSTEMS)
         parts: dict[str, Any] = dict(prior=whole.prior, refine=whole.refine, generator=whole.generator)
@@ -152,7 +165,10 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "ModelConfig":
-        """The configuration that `to_json` wrote; MinimodelError, TypeError or KeyError for another version's."""
+        """The configuration that `to_json` wrote.
+
+        The text of another version raises MinimodelError, TypeError or KeyError.
+        """
         values = json.loads(text)
         check_choice("prior", values["prior"], PRIORS)
         check_choice("generator", values["generator"], GENERATORS)
@@ -165,11 +181,14 @@ class ModelConfig:
 
     @property
     def scale_sizes(self) -> HourglassSizes:
-        """Those whose levels are the scales of flows and occlusions: the generator's; the residual one, which needs
-        only the finest, takes the U-Net's."""
+        """The sizes whose levels are the scales of flows and occlusions: those of the generator.
+
+        The residual generator, which needs the finest scale only, takes those of the U-Net.
+        """
         return self.inpainting if self.generator == "inpainting" else self.unet
 
     def to_json(self) -> str:
+        """The configuration as JSON, for `from_json`."""
         return json.dumps(dataclasses.asdict(self))
 
 
@@ -198,8 +217,8 @@ TINY = ModelConfig(
 )
 PRESETS = {
     "tiny": TINY,
-    # The papers' ratio: a coarse flow of a quarter of the picture's side leaves refinement something to do. Updates end
-    # at 32 pixels; one more at 64 costs as much as all the others together.
+    # The papers' ratio: a coarse flow of a quarter of the picture's side leaves work for refinement. Updates end at 32
+    # pixels; one more update at 64 costs as much as all the others together.
     "tiny-quarter": dataclasses.replace(TINY, preset="tiny-quarter", coarse_scale=4, detector_scale=2, iterations=3),
     "small": ModelConfig(
         preset="small",

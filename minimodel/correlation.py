@@ -1,9 +1,9 @@
-"""The structure correlation volume: who in the source looks like whom in the driving frame (MRFA 3.2, appendix).
+"""The structure correlation volume: scores for all pairs of driving and source positions (MRFA section 3.2, appendix).
 
-`volume` compares every driving position with every source position; `lookup_volume` reads a patch of it around where
-the current flow points. Averaging over source positions and bilinear reading are linear in the source features, so
-`lookup` computes the same numbers from the two feature maps and never holds the volume: at 1024 pixels it would take
-17 GB.
+`volume` compares every driving position with every source position. `lookup_volume` reads a patch of the volume around
+the end of the current flow. Averaging over source positions and bilinear reading are linear in the source features.
+Therefore `lookup` computes the same numbers from the two feature maps and never holds the volume, which would take
+17 GB at 1024 pixels.
 
 Notebooks: ``notebooks/06_structure_correlation.ipynb``, ``notebooks/07_lookup_and_refinement.ipynb``.
 """
@@ -25,7 +25,7 @@ from minimodel.warping import full_precision, identity_grid, resize_flow, size_o
 def volume(
     driving_features: Float[Tensor, "b c h w"], source_features: Float[Tensor, "b c height width"]
 ) -> Float[Tensor, "b h w height width"]:
-    """Dot products of all driving with all source positions, divided by sqrt(C) as in RAFT."""
+    """The dot products of all driving with all source features, divided by sqrt(C) as in RAFT."""
     scaled = driving_features / driving_features.shape[1] ** 0.5  # the small factor is scaled, not the large product
     return einsum(scaled, source_features, "b c h w, b c i j -> b h w i j")
 
@@ -33,7 +33,7 @@ def volume(
 def _lookup_pyramid(
     pyramid: list[Tensor], flow: Float[Tensor, "b 2 h w"], *, radius: int
 ) -> Float[Tensor, "b features h w"]:
-    """Read (2r + 1)^2 values around z + flow(z) in every level: volumes (b, h, w, H / 2^l, W / 2^l), level 0 first.
+    """Read (2r + 1)^2 values around z + flow(z) in every volume (b, h, w, H / 2^l, W / 2^l), level 0 first.
 
     Offsets are pixels of the level, values are bilinear and zero outside; dy is the outer and dx the inner index.
     """
@@ -50,10 +50,14 @@ def _lookup_pyramid(
 def lookup_volume(
     volume: Float[Tensor, "b h w height width"], flow: Float[Tensor, "b 2 hi wi"], *, radius: int, levels: int
 ) -> Float[Tensor, "b features hi wi"]:
-    """`_lookup_pyramid` for one volume and a normalised flow of any resolution.
+    """Read (2r + 1)^2 values of a volume around z + flow(z), at each of ``levels``, for a normalised flow.
 
-    Level l averages the source positions 2^l x 2^l. For a flow coarser than the volume's driving side, that side is
-    averaged down to it; a finer flow is brought down, and the values found are upsampled.
+    Level l averages the source positions 2^l x 2^l. Offsets are pixels of the level, -r to r; values are bilinear, and
+    zero outside. Level 0's values come first; within a level dy is the outer and dx the inner index. For a flow coarser
+    than the volume, the driving positions are averaged to the flow's size. A finer flow is averaged to the volume's
+    size, and the values are upsampled.
+
+    >>> values = lookup_volume(volume(driving_features, source_features), flow, radius=3, levels=2)  # (b, 98, h, w)
     """
     size = size_of(flow)
     shared = _shared_size(flow, volume[..., 0, 0])
@@ -75,10 +79,10 @@ def lookup(
     levels: int,
     chunk: int = 1024,
 ) -> Float[Tensor, "b features hi wi"]:
-    """The numbers of ``lookup_volume(volume(driving_features, source_features), flow)`` without the volume.
+    """Compute ``lookup_volume(volume(driving_features, source_features), flow)`` without the volume.
 
-    Works on ``chunk`` driving pixels at a time, so that what it holds is (2r + 2)^2 x C x ``chunk`` numbers (of all of
-    them while gradients are recorded).
+    The function works on ``chunk`` driving pixels at a time, and holds (2r + 2)^2 x C x ``chunk`` numbers (those of all
+    pixels while gradients are recorded).
 
     >>> values = lookup(driving_features, source_features, flow, radius=3, levels=2)  # (b, 98, h, w)
     """
@@ -105,7 +109,8 @@ def lookup(
 
 @full_precision
 def softmax_flow(volume: Float[Tensor, "b h w height width"]) -> Float[Tensor, "b 2 h w"]:
-    """The flow of a model without a prior: where each driving position's correlation lies on average (MRFA Eq. 8)."""
+    """The flow of a model without a prior, normalised: to the mean source position under the softmax of each driving
+    position's scores (MRFA Eq. 8)."""
     _, height, width, rows, columns = volume.shape
     attention = torch.softmax(volume.flatten(3), dim=-1)
     like = dict(device=volume.device, dtype=volume.dtype)
@@ -116,8 +121,8 @@ def softmax_flow(volume: Float[Tensor, "b h w height width"]) -> Float[Tensor, "
 class Correlation:
     """The structure correlation of one batch of pairs, read at each iteration's flow.
 
-    ``hold_volume`` chooses the way, not the numbers: True keeps the volumes of the resolutions read so far, quickest
-    for small images; False goes through `lookup`. Either way the values come at the flow's resolution or the features',
+    ``hold_volume`` changes memory and time, not the numbers: True keeps the volumes of the resolutions read so far,
+    which is quickest for small images; False calls `lookup`. Values have the resolution of the flow or of the features,
     whichever is lower: the updater upsamples after its first 1x1 convolution, which is cheaper and gives the same.
     """
 
@@ -135,9 +140,11 @@ class Correlation:
         self.pyramids: dict[tuple[int, int], list[Tensor]] = {}
 
     def volume(self) -> Float[Tensor, "b h w height width"]:
+        """The whole correlation volume, at the features' resolution."""
         return self._pyramid(size_of(self.driving_features))[0]
 
     def __call__(self, flow: Float[Tensor, "b 2 hi wi"]) -> Float[Tensor, "b features h w"]:
+        """The values of `lookup_volume` around a normalised flow."""
         shared = _shared_size(flow, self.driving_features[:, 0])
         flow = resize_flow(flow, shared)
         if self.hold_volume:
@@ -166,12 +173,14 @@ def _flow_positions(flow: Float[Tensor, "b 2 h w"], source_size: tuple[int, int]
 
 
 def _patch(positions: Tensor, level: int, radius: int, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Where a level's patches lie: (b, n, (2r + 2)^2) indices into its positions, which of them are inside, and how far
-    (b, n, 2) each centre lies beyond a pixel. All offsets of a patch share that fraction, so (2r + 2)^2 whole pixels
-    hold everything that its (2r + 1)^2 bilinear values need."""
+    """The indices (b, n, (2r + 2)^2) of a level's patches, which indices are inside, and the centres' fractions.
+
+    A fraction (b, n, 2) is the offset of a centre from the pixel before it. All values of a patch share one fraction,
+    so (2r + 2)^2 whole pixels are enough for (2r + 1)^2 bilinear values.
+    """
     height, width = size
     centre = (positions + 0.5) / 2**level - 0.5
-    # Far outside all values are zero anyway; the clamp keeps the integers below small.
+    # Far outside all values are zero anyway; the clamp keeps the following integers small.
     limit = torch.tensor((width, height), device=positions.device, dtype=positions.dtype) + radius + 1
     corner = torch.minimum(torch.maximum(centre.detach(), -limit), 2 * limit).floor()
     fraction = centre - corner
@@ -193,10 +202,11 @@ def _interpolate(patch: Tensor, fraction: Tensor, radius: int) -> Tensor:
 
 
 class StructureEncoder(nn.Module):
-    """Keypoints (and, for the source, its image) -> features whose dot products say which places correspond.
+    """Computes structure features from keypoints, and for the source from its image as well (MRFA section 3.2).
 
-    Points enter as wide Gaussians, beside a learned embedding of the position itself, which is resized for images of
-    another size than the model was made for.
+    The dot product of a driving and a source position's features is high where the positions correspond. Points enter
+    as wide Gaussians, beside a learned embedding of each position; the embedding has ``size`` x ``size`` pixels and is
+    resized for images of other sizes.
     """
 
     variance = 0.1  # of the Gaussians, in normalised units
@@ -231,13 +241,13 @@ class StructureEncoder(nn.Module):
 
 
 class StructureCorrelation(nn.Module):
-    """The two structure encoders, and the correlation of what they make (MRFA section 3.2).
+    """The two structure encoders, and the correlation of their features (MRFA section 3.2).
 
-    The source's encoder may see the picture at 1 / ``scale`` of its side, beside the points; the driving one sees
+    The source's encoder may get the picture at 1 / ``scale`` of its side, beside the points; the driving encoder gets
     points alone. ``levels`` and ``radius`` are those of `lookup`.
     """
 
-    # Volumes up to this many numbers a pair are held: they are quicker; larger images look up without (see
+    # Volumes of up to this many numbers a pair are held, which is quicker; larger images use `lookup` (see
     # `Correlation`).
     held_numbers = 2**24
 
@@ -258,7 +268,7 @@ class StructureCorrelation(nn.Module):
     def encode_source(
         self, points: Float[Tensor, "b k 2"], image: Float[Tensor, "b 3 height width"]
     ) -> Float[Tensor, "b c h w"]:
-        """The source's structure features; they don't depend on the driving frame."""
+        """Compute the source's structure features, which don't depend on the driving frame."""
         small = F.avg_pool2d(image, self.scale)
         shown = small if self.source_encoder.sees_image else None
         return self.source_encoder(points, size_of(small), shown)

@@ -1,4 +1,4 @@
-"""Part flows -> one coarse flow and its occlusion (MRFA section 3.1 and Eq. 3; TPSM sections 3.1, 3.2 and Eq. 5-8).
+"""From part flows to one coarse flow and its occlusion (MRFA section 3.1, Eq. 3; TPSM sections 3.1, 3.2, Eq. 5-8).
 
 Notebooks: ``notebooks/01_affine_flows.ipynb``, ``notebooks/02_thin_plate_splines.ipynb``.
 """
@@ -19,32 +19,38 @@ from minimodel.warping import size_of, warp
 def contribution_masks(
     logits: Float[Tensor, "b parts h w"], part_scales: Float[Tensor, "b parts-1"] | None = None
 ) -> Float[Tensor, "b parts h w"]:
-    """Softmax over background and parts (TPSM Eq. 5); with ``part_scales`` the exponential of part k counts that many
-    times (Eq. 7-8, see `dropout_scales`)."""
+    """The masks of background and parts: a softmax over the logits (TPSM Eq. 5).
+
+    ``part_scales`` are factors of the parts' exponentials, for dropout (Eq. 7-8, see `dropout_scales`).
+    """
     if part_scales is not None:
-        # A factor in front of an exponential is a summand within. Zero becomes minus infinity, which softmax takes; the
-        # background always stays, so that something is left.
+        # A factor in front of an exponential is a summand within. Zero becomes minus infinity, which softmax accepts,
+        # as the background always stays.
         summands = torch.cat([torch.zeros_like(part_scales[:, :1]), part_scales.log()], dim=1)
         logits = logits + summands[..., None, None]
     return torch.softmax(logits, dim=1)
 
 
 def dropout_scales(chances: Float[Tensor, "b k"], probability: float) -> Float[Tensor, "b k"]:
-    """b_k / (1 - P) of TPSM Eq. 7-8: parts are dropped where ``chances``, uniform in [0, 1), are below ``probability``,
-    and the others count for more, so that the sum of exponentials is expected to stay the same."""
+    """The factors b_k / (1 - P) of TPSM Eq. 7-8, for `contribution_masks`.
+
+    Parts are dropped where ``chances``, uniform in [0, 1), are below ``probability``. The other parts count for more,
+    so that the expected sum of exponentials stays the same. A probability outside [0, 1) raises a `MinimodelError`.
+    """
     if not 0 <= probability < 1:
         raise MinimodelError(f"probability of dropping a part is {probability}: expected at least 0 and less than 1")
     return (chances >= probability).to(chances) / (1 - probability)
 
 
 class DenseMotion(nn.Module):
-    """Decides at every pixel which part it belongs to.
+    """Predicts masks of the parts at every pixel, and combines the part flows by these masks.
 
-    Its input holds, for each part, where each of the part's points came to and left from (difference of two Gaussians)
-    and the source moved by that part's flow. The driving frame is no input: masks are chosen by what fits together.
+    The input holds two things for each part: the difference of two Gaussians for each of the part's points, at its
+    driving and at its source position, and the source moved by the part's flow. The driving frame is no input.
 
-    ``coarser`` and ``finer`` ask for occlusions at that many resolutions below and above its own as well, each read
-    from the decoder's layer of that size; for finer ones the decoder goes on (TPSM section 3.2).
+    ``coarser`` and ``finer`` are numbers of further occlusions, at resolutions below and above the network's own. Each
+    comes from the decoder's layer of that size; for finer ones the decoder has further layers (TPSM section 3.2).
+    ``coarser`` must be less than ``levels``, or a `MinimodelError` is raised.
     """
 
     variance = 0.01  # of the Gaussians, in normalised units
@@ -90,8 +96,11 @@ class DenseMotion(nn.Module):
         part_flows: Float[Tensor, "b parts 2 h w"],
         part_scales: Float[Tensor, "b parts-1"] | None = None,
     ) -> CoarseMotion:
-        """The first flow is the background's, which has no points; all points of the first part come first.
-        ``part_scales`` are for dropout."""
+        """Combine ``part_flows``, of which the first is the background's, to a coarse flow with its occlusion.
+
+        The background has no points; all points of the first part come first. ``part_scales`` are those of
+        `contribution_masks`. The result has the resolution of ``source``.
+        """
         size = size_of(source)
         moved_to = gaussian_heatmaps(driving_points, size, self.variance)
         left_from = gaussian_heatmaps(source_points, size, self.variance)

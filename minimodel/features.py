@@ -1,5 +1,4 @@
-"""Frozen networks whose features losses and metrics compare: VGG-19, VGG-16, AlexNet, Inception, and a small one
-trained on this project's own faces.
+"""Frozen networks whose features the losses compare: VGG-19, and a small one trained on this project's rendered faces.
 
 Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
 """
@@ -25,14 +24,14 @@ VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
 
 
 class _VGG(nn.Module):
-    """Five blocks of 3 x 3 convolutions with pooling between them, each read once.
+    """Five blocks of 3 x 3 convolutions with pooling between them; each block gives one list entry of features.
 
     Module names equal torchvision's, so its weights load by name.
     """
 
     depths: tuple[int, ...]  # convolutions in each block
-    read: int  # which ReLU of each block is returned
-    source: str  # what was really loaded, for tables; set by `load_features`
+    read: int  # the index of the ReLU of each block that is returned
+    source: str  # the name of the loaded weights, for tables; set by `load_features`
     mean: Tensor
     std: Tensor
 
@@ -69,14 +68,14 @@ class VGG19(_VGG):
 
 
 class FaceFeatures(nn.Module):
-    """Four blocks of plain convolutions, trained to parse the synthetic faces and to find their landmarks.
+    """Four blocks of plain convolutions, trained to parse the rendered faces and to find their landmarks.
 
-    Such features know parts and edges but care little for colour, so the picture itself is returned as the first
+    Such features depend on parts and edges but little on colour. Therefore the picture itself is returned as the first
     feature, times ``picture``. Each other feature is divided by its mean size over training faces (``scale``), so that
-    all of them count about alike in a loss.
+    all features count about alike in a loss.
     """
 
-    source: str  # what was really loaded, for tables; set by `load_features`
+    source: str  # the name of the loaded weights, for tables; set by `load_features`
     scale: Tensor
     widths = (24, 48, 96, 128)
     picture = 10.0
@@ -103,8 +102,10 @@ class FaceFeatures(nn.Module):
 
 
 class FaceTasks(nn.Module):
-    """What `FaceFeatures` are trained by: a parsing map and 74 landmarks, both from the sum of all blocks at half the
-    image's resolution. Only the features are kept afterwards."""
+    """Predicts a parsing map and 74 landmarks, the tasks that train `FaceFeatures`.
+
+    Both come from the sum of all blocks at half the image's resolution. Only the features are kept afterwards.
+    """
 
     def __init__(self, features: FaceFeatures, parts: int, landmarks: int = 74, *, width: int = 48):
         super().__init__()
@@ -116,7 +117,7 @@ class FaceTasks(nn.Module):
     def forward(
         self, image: Float[Tensor, "b 3 h w"]
     ) -> tuple[Float[Tensor, "b parts h//2 w//2"], Float[Tensor, "b landmarks 2"]]:
-        """-> parsing logits and normalised landmarks."""
+        """The parsing logits and the normalised landmarks of a picture."""
         half = image.shape[-2] // 2, image.shape[-1] // 2
         blocks = zip(self.laterals, self.features(image)[1:], strict=True)
         resized = (resize_flow(lateral(features), half) for lateral, features in blocks)
@@ -125,14 +126,14 @@ class FaceTasks(nn.Module):
 
 
 def _published(url: str) -> dict[str, Tensor]:
-    """Weights from the network, kept for the next time; the file's name holds the start of its checksum."""
+    """Download published weights, and keep the file for the next time; its name holds the start of its checksum."""
     return torch.hub.load_state_dict_from_url(url, check_hash=True, map_location="cpu", weights_only=True)
 
 
 def _read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Weights from a file, of which nothing but tensors is unpickled."""
+    """Read weights from a file, of which nothing but tensors is unpickled."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what torch finds odd in a file that isn't its own is followed by an error
+        warnings.simplefilter("ignore")  # torch's warnings about a file that isn't its own are followed by an error
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -146,8 +147,11 @@ class _Published(Generic[Network]):
 
 
 def _load(choices: dict[str, _Published[Network]], weights: str) -> tuple[str, Network]:
-    """Name and network, frozen, of the choice that ``weights`` names, with what is published, or that the file
-    ``weights`` is of. A file of none is a MinimodelError; published weights that can't be had are an OSError."""
+    """Load a network, frozen, with its name: the choice that ``weights`` names, or the one that fits the file.
+
+    A named choice gets its published weights; weights that can't be had raise an OSError. A file that fits no choice
+    raises a `MinimodelError`.
+    """
     failed: Exception | None = None
     for name in [weights] if weights in choices else choices:
         network = choices[name].network()
@@ -167,8 +171,7 @@ def _whose(choices: dict[str, _Published]) -> str:
 
 
 def _needed(choices: dict[str, _Published[Network]], weights: str, *, measure: str) -> tuple[str, Network]:
-    """`_load` for a ``measure`` that no other network can stand in for: whatever is missing is a MinimodelError in one
-    line."""
+    """Run `_load` for a ``measure`` that can't use another network; anything missing raises a `MinimodelError`."""
     if weights not in choices and not Path(weights).is_file():
         names = ", ".join(repr(name) for name in choices)
         raise MinimodelError(f"{measure} {weights!r}: expected {names} or a file with {_whose(choices)} weights")
@@ -182,11 +185,11 @@ def _needed(choices: dict[str, _Published[Network]], weights: str, *, measure: s
 
 
 def load_features(name: str = "faces") -> FaceFeatures | VGG19:
-    """Frozen features by name, with the name of what was really loaded in ``.source``.
+    """Load frozen features by name; ``.source`` of the result is the name of the weights that were loaded.
 
-    "faces" are the shipped ones. "vgg19" downloads torchvision's weights once (checksummed) and falls back to "faces",
-    with a warning, where they can't be had. Anything else is the path of a file with torchvision's VGG-19 weights;
-    MinimodelError for a file of anything else.
+    "faces" are the shipped features. "vgg19" downloads torchvision's weights once (checksummed), or falls back to
+    "faces" with a warning where the weights can't be had. Anything else is the path of a file with torchvision's VGG-19
+    weights; a file of anything else raises a `MinimodelError`.
 
     >>> layers = load_features("faces")(pictures)  # (b, 3, h, w) in [0, 1] -> a list of (b, c, h_l, w_l)
     """

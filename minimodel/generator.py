@@ -1,6 +1,6 @@
-"""From source features, flows and occlusions to a picture: the occlusion-gated U-Net (MRFA section 3.3, Eq. 9-10), the
-inpainting network (TPSM section 3.2, Fig. 3) and, from the warped source and its flow, the residual generator (S2D
-Eq. 2).
+"""Generators: from source features, flows and occlusions to a picture. They are the occlusion-gated U-Net (MRFA section
+3.3, Eq. 9-10), the inpainting network (TPSM section 3.2, Fig. 3), and the residual generator, which works on the warped
+source and its flow (S2D Eq. 2).
 
 Notebook: ``notebooks/08_occlusion_gated_unet.ipynb``.
 """
@@ -22,14 +22,16 @@ Painting = tuple[Tensor, Tensor | None]
 
 @runtime_checkable
 class Generator(Protocol):
-    """What `AnimationModel` asks of a generator. Any ``nn.Module`` with these members can be one.
+    """The members of a generator that `AnimationModel` uses. Any ``nn.Module`` with these members is a generator; a
+    class that inherits from `Generator` as well gets the defaults.
 
-    ``scales``: how many resolutions of flows and occlusions it wants: the picture's, half of it, a quarter, ...
-    ``feature_channels``: channels of what `encode` gives at those resolutions, coarsest first.
-    ``step``: both sides of a picture must be multiples of it.
+    ``scales``: the number of resolutions of flows and occlusions: the picture's, half of it, a quarter, ...
+    ``feature_channels``: the channels of the features of `encode` at those resolutions, coarsest first.
+    ``step``: both sides of a picture must be multiples of this number.
     ``uses_features``: whether `paint` reads ``source.features``; refinement reads them in any case.
-    ``loss_uses_features``: whether `loss_terms` does, also in steps that train motion alone.
-    ``gated``: whether the stages' occlusions are all its gates, so that it can learn behind others, known to be right.
+    ``loss_uses_features``: whether `loss_terms` reads them, also in steps that train motion alone.
+    ``gated``: whether the stages' occlusions are all gates of the generator, so that gates from the truth can replace
+    them in training.
     """
 
     scales: int
@@ -40,33 +42,38 @@ class Generator(Protocol):
     gated: bool = True
 
     def encode(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
-        """Features of the source, coarsest first; computed once a source."""
+        """Compute the features of the source, coarsest first; called once a source."""
         ...
 
     def paint(self, source: SourceState, stages: Stages) -> Painting:
-        """-> a picture (b, 3, h, w) in [0, 1], and occlusion logits (b, 1, h, w): where they are high the warped source
-        is shown instead. Without them (None) the picture is shown as it is."""
+        """Paint a picture (b, 3, h, w) in [0, 1], and occlusion logits (b, 1, h, w) or None.
+
+        Where the logits are high the warped source is shown instead of the picture. With None the picture is shown as
+        it is.
+        """
         ...
 
     def loss_terms(self, pair: TrainingPair) -> dict[str, Tensor]:
-        """Terms of its own for the loss, by the names of their weights in `minimodel.training.objective.LossWeights`;
-        none by default."""
+        """Terms of this generator for the loss; none by default.
+
+        The keys are the names of the terms' weights in `minimodel.training.objective.LossWeights`.
+        """
         return {}
 
     def make_discriminator(self) -> nn.Module | None:
-        """A network that learns to tell its pictures from real ones, to be trained beside it; none by default."""
+        """Build a discriminator of painted and real pictures, to be trained beside the generator; none by default."""
         return None
 
     def timed_modules(self) -> dict[str, list[nn.Module]]:
-        """Modules of `encode` whose time a benchmark tells apart, by stage; none lies inside another."""
+        """Modules of `encode` by stage, for a benchmark that times each stage; no module may lie inside another."""
         return {}
 
 
 class SourceEncoder(nn.Module, Generator):
-    """What the generators share: the source's features at every scale.
+    """The encoder that two generators share: it computes the source's features at every scale.
 
-    They are listed coarsest first, as the papers number them: f_1 has 1 / 2^``levels`` of the image's side, the last
-    one is as large as the image. ``feature_channels`` are their widths in that order.
+    Features are listed coarsest first, as the papers number them: f_1 has 1 / 2^``levels`` of the image's side, the
+    last one is as large as the image. ``feature_channels`` are their channels in that order.
     """
 
     def __init__(self, *, base: int, levels: int, maximum: int, outer_kernel: int, norm: str):
@@ -78,7 +85,7 @@ class SourceEncoder(nn.Module, Generator):
         self.feature_channels = widths[::-1]
 
     def encode(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
-        """They don't depend on the driving frame."""
+        """Compute the source's features, coarsest first; they don't depend on the driving frame."""
         features = [self.first(image)]
         for block in self.down:
             features.append(block(features[-1]))
@@ -89,15 +96,16 @@ class SourceEncoder(nn.Module, Generator):
 
 
 class GatedUNet(SourceEncoder):
-    """At every scale the occlusion chooses between the warped source features and what rises from the scale below.
+    """Paints a picture, coarse to fine: at every scale the occlusion mixes warped source features with the features
+    from the scale below (MRFA section 3.3, Eq. 9-10).
 
-    With ``blend`` the finest occlusion chooses once more, between the warped source itself and what was painted. The
-    paper doesn't have this step, its published code does. Without it the first hours of training give blurred faces on
-    blurred backgrounds.
+    With ``blend`` the finest occlusion also mixes the warped source itself with the painted picture. The paper doesn't
+    have this step, its published code does. Without the step the first hours of training give blurred faces on blurred
+    backgrounds.
 
-    With ``coarse_stream`` the decoder also sees, at every scale, the source's features as the coarse flow warps them: a
-    1x1 convolution joins them to what the scale has made. MRFA's published code has such a stream where it refines and
-    none where it doesn't, so its Table 3 compares two generators. The joint starts as the identity.
+    With ``coarse_stream`` the decoder also gets, at every scale, the source's features warped by the coarse flow: a 1x1
+    convolution joins them to the scale's features. The joint starts as the identity. MRFA's published code has such a
+    stream in refined models and none in coarse-only ones, so its Table 3 compares two generators.
     """
 
     def __init__(
@@ -127,8 +135,11 @@ class GatedUNet(SourceEncoder):
         *,
         coarse_flow: Float[Tensor, "b 2 h w"] | None = None,
     ) -> Float[Tensor, "b 3 height width"]:
-        """Eq. 9-10; ``flows`` (normalised) and ``occlusions`` (logits) have the features' sizes, coarsest first.
-        ``coarse_flow`` is for the coarse stream alone."""
+        """Paint a picture in [0, 1] (Eq. 9-10).
+
+        ``flows`` (normalised) and ``occlusions`` (logits) have the features' sizes, coarsest first. ``coarse_flow``
+        (normalised) is for the coarse stream alone.
+        """
         x = warp(features[0], flows[0]) * torch.sigmoid(occlusions[0])
         x = self._join(0, x, features[0], coarse_flow)
         scales = zip(features[1:], flows[1:], occlusions[1:], self.residual, self.up, strict=True)
@@ -153,7 +164,7 @@ class GatedUNet(SourceEncoder):
 
 
 def _joint(width: int) -> nn.Conv2d:
-    """A 1x1 convolution of 2 x ``width`` channels that hands through the first ``width``, until it learns better."""
+    """A 1x1 convolution of 2 x ``width`` channels whose output starts as the first ``width`` channels."""
     joint = nn.Conv2d(2 * width, width, 1)
     nn.init.dirac_(joint.weight)
     if joint.bias is not None:
@@ -162,9 +173,12 @@ def _joint(width: int) -> nn.Conv2d:
 
 
 class InpaintingNetwork(SourceEncoder):
-    """At every scale the occlusion removes what the source doesn't show from its warped features; they lie beside what
-    rises from the scale below, and two residual blocks make up what is missing (TPSM Fig. 3). ``blend`` as in
-    `GatedUNet`."""
+    """Paints a picture, coarse to fine: at every scale the occlusion removes hidden places from the warped source
+    features (TPSM section 3.2, Fig. 3).
+
+    The features from the scale below are concatenated, and two residual blocks paint the hidden places. ``blend`` is
+    that of `GatedUNet`.
+    """
 
     loss_uses_features = True
 
@@ -182,7 +196,10 @@ class InpaintingNetwork(SourceEncoder):
     def forward(
         self, features: list[Tensor], flows: list[Tensor], occlusions: list[Tensor]
     ) -> Float[Tensor, "b 3 height width"]:
-        """``flows`` (normalised) and ``occlusions`` (logits) have the features' sizes, coarsest first."""
+        """Paint a picture in [0, 1].
+
+        ``flows`` (normalised) and ``occlusions`` (logits) have the features' sizes, coarsest first.
+        """
         seen = [warp(f, flow) * torch.sigmoid(o) for f, flow, o in zip(features, flows, occlusions, strict=True)]
         x = seen[0]
         for beside, residual, up in zip(seen[1:], self.residual, self.up, strict=True):
@@ -194,18 +211,18 @@ class InpaintingNetwork(SourceEncoder):
         return painted, stages.occlusions[-1] if self.blend else None
 
     def loss_terms(self, pair: TrainingPair) -> dict[str, Tensor]:
-        """ "warp": the source's features, moved, beside those of the driving frame (TPSM Eq. 13)."""
+        """The term "warp": the source's warped features should be those of the driving frame (TPSM Eq. 13)."""
         with torch.no_grad():
             target = self.encode(pair.batch["driving"])
         return {"warp": warp_loss(pair.source.features, target, pair.stages.flows[1:])}
 
 
 class ResidualGenerator(nn.Module, Generator):
-    """From the warped source E and the flow F that warped E: a picture R, and a mask M of where R is shown:
-    T = E (1 - M) + R M (S2D Eq. 2).
+    """Paints a picture R and a mask M from the warped source E and its flow F: T = E (1 - M) + R M (S2D Eq. 2).
 
-    A convolution, ``levels`` times down, ``blocks`` residual blocks, up again, without skip connections: what is sharp
-    comes from E. ``scales`` is the number of resolutions at which a refinement wants the source's features.
+    The network is a convolution, ``levels`` times down, ``blocks`` residual blocks, and up again, without skip
+    connections: sharp detail comes from E. ``scales`` is the number of resolutions of the source's features for
+    refinement.
     """
 
     uses_features = False
@@ -223,8 +240,10 @@ class ResidualGenerator(nn.Module, Generator):
         self.scales, self.step = scales, 2 ** max(levels, scales - 1)
 
     def encode(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
-        """Features of the source at rest, coarsest first; below the network's own resolutions they are averaged. Only
-        refinement looks at them."""
+        """Compute features of the source at rest, coarsest first, for refinement only.
+
+        Below the network's own resolutions the features are averaged.
+        """
         features = [self.first(torch.cat([image, torch.zeros_like(image[:, :2])], dim=1))]
         for block in self.down:
             features.append(block(features[-1]))
@@ -235,7 +254,7 @@ class ResidualGenerator(nn.Module, Generator):
     def forward(
         self, warped_source: Float[Tensor, "b 3 h w"], flow: Float[Tensor, "b 2 h w"]
     ) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 1 h w"]]:
-        """-> R in [0, 1] and the logits of M."""
+        """Paint R in [0, 1] and the logits of M; ``flow`` is normalised."""
         x = self.first(torch.cat([warped_source, flow], dim=1))
         for block in self.down:
             x = block(x)
@@ -246,11 +265,10 @@ class ResidualGenerator(nn.Module, Generator):
         return torch.sigmoid(painted), mask
 
     def paint(self, source: SourceState, stages: Stages) -> Painting:
-        """Eq. 2's mask, as an occlusion: the generator decides where the warped source is to be trusted. The
-        logits of a refinement are added."""
+        """Paint R, and return the mask of Eq. 2 as occlusion logits: the last stage's logits minus those of M."""
         painted, mask = self(stages.warped_source, stages.flows[-1])
         return painted, stages.occlusions[-1] - mask
 
     def make_discriminator(self) -> nn.Module:
-        """S2D trains against one (Eq. 5 and 6)."""
+        """Build the discriminator of S2D's adversarial training (Eq. 5 and 6)."""
         return Discriminator()

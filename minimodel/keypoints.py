@@ -18,7 +18,8 @@ def soft_argmax(
 ) -> tuple[Float[Tensor, "b k 2"], Float[Tensor, "b k h w"]]:
     """The mean position under softmax(logits / temperature), and that softmax itself.
 
-    Unlike the position of the maximum it has a gradient and isn't bound to pixel centres.
+    Positions are normalised. Unlike the position of the maximum, the mean position has a gradient and isn't bound to
+    pixel centres.
     """
     heatmaps = rearrange(
         torch.softmax((logits / temperature).flatten(2), dim=-1), "b k (h w) -> b k h w", h=logits.shape[2]
@@ -30,7 +31,7 @@ def soft_argmax(
 def gaussian_heatmaps(
     points: Float[Tensor, "b k 2"], size: tuple[int, int], variance: float
 ) -> Float[Tensor, "b k h w"]:
-    """exp(-|z - p|^2 / (2 variance)) at every pixel z of ``size`` = (h, w), in normalised units; its peak is 1."""
+    """Draw exp(-|z - p|^2 / (2 variance)) at every pixel z of ``size`` = (h, w), in normalised units; the peak is 1."""
     # A Gaussian in two dimensions is the product of one along x and one along y.
     x, y = points.unbind(-1)
     height, width = size
@@ -41,19 +42,19 @@ def gaussian_heatmaps(
 
 
 class KeypointDetector(nn.Module):
-    """Image -> K points and K affine matrices, found without labels.
+    """Finds K points and K affine matrices in an image; trained without labels.
 
-    An hourglass at 1 / ``scale`` of the image's resolution ends in a heatmap and four affine maps a point; the
-    soft-argmax of the heatmap is the point, the affine maps averaged under the heatmap are its matrix. ``folded`` gives
-    the hourglass every pixel, ``scale``^2 of them stacked as channels, instead of their average: at 64 pixels an eyelid
-    doesn't survive averaging. ``with_affine`` False leaves the matrices out.
+    An hourglass at 1 / ``scale`` of the image's resolution ends in a heatmap and four affine maps for each point. The
+    soft-argmax of the heatmap is the point (normalised); the affine maps averaged under the heatmap are its matrix.
+    ``folded`` gives the hourglass every pixel, ``scale``^2 of them stacked as channels, instead of their average: at 64
+    pixels an eyelid doesn't survive averaging. ``with_affine`` False leaves the matrices out (None).
 
-    With ``spread`` every point begins at a random place of its own, and looks for its heatmap's maximum around there:
-    the five points of a spline show no bending while all lie in the middle of the picture.
+    With ``spread`` every point starts at a random position of its own, and its heatmap is multiplied by a Gaussian
+    there: the five points of a spline show no bending while all lie in the middle of the picture.
     """
 
     places: Tensor | None
-    spread_variance = 0.09  # of the Gaussian around that place, in normalised units
+    spread_variance = 0.09  # of the Gaussian around that position, in normalised units
 
     def __init__(
         self,
@@ -105,9 +106,10 @@ class KeypointDetector(nn.Module):
 
 
 class SplineDetector(nn.Module):
-    """Image -> the N points of each of K splines, found without labels (TPSM section 3.1); inside the image.
+    """Finds the N points of each of K splines in an image; trained without labels (TPSM section 3.1).
 
-    A residual network gives the positions themselves; there are no heatmaps. ``sizes`` are those of `ResNet`.
+    A residual network predicts the normalised positions, all inside the image; there are no heatmaps. ``sizes`` are
+    those of `ResNet`.
     """
 
     def __init__(self, splines: int, points: int, **sizes):

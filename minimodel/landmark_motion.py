@@ -1,7 +1,7 @@
 """From 74 landmarks to a dense flow: AdaIN, Add_Motion, one global branch and three local ones (S2D section 3.2).
 
-The driving frame is no input of a branch. Its inputs are the source, or a box of the source, and two vectors of
-coordinates: where the landmarks are in the source, and where the landmarks should come to.
+The driving frame is no input of a branch. The inputs are the source, or a box of the source, and two vectors of
+coordinates: the landmarks of the source, and those of the driving frame.
 
 Notebook: ``notebooks/05_landmark_motion.ipynb``.
 """
@@ -33,12 +33,12 @@ BOX = 0.25  # side of a local branch's box in sides of the picture: 64 of 256 pi
 def adain(
     x: Float[Tensor, "b c h w"], scale: Float[Tensor, "b c"], shift: Float[Tensor, "b c"], *, eps: float = 1e-5
 ) -> Float[Tensor, "b c h w"]:
-    """Every channel of every sample gets the standard deviation ``scale`` and the mean ``shift`` (S2D section 3.2)."""
+    """Set every channel of every sample to standard deviation ``scale`` and mean ``shift`` (S2D section 3.2)."""
     return F.instance_norm(x, eps=eps) * scale[:, :, None, None] + shift[:, :, None, None]
 
 
 class AdaIN(nn.Module):
-    """`adain` whose statistics a fully connected layer reads from a landmark vector; ``vector`` is its length."""
+    """`adain` with statistics that a fully connected layer computes from a landmark vector of length ``vector``."""
 
     def __init__(self, channels: int, vector: int):
         super().__init__()
@@ -52,7 +52,7 @@ class AdaIN(nn.Module):
 
 
 class _FixedStatistics(nn.Module):
-    """What stands in AdaIN's place without it: the same normalisation, with one set of statistics for all faces."""
+    """Replaces `AdaIN` where it is switched off: the same normalisation, with one set of statistics for all faces."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -63,13 +63,13 @@ class _FixedStatistics(nn.Module):
 
 
 class AddMotion(nn.Module):
-    """x + W (D - S): how far each landmark moves, through a fully connected layer, added to hidden features.
+    """Adds the landmarks' motion to hidden features: x + W (D - S), with a fully connected layer W (S2D section 3.2).
 
-    The layer's output is a map of ``side`` x ``side`` places, brought to the size of x: a jaw that drops moves
-    the lower half alone. One number a channel for all places would be lost in the next normalisation.
+    The layer's output is a map of ``side`` x ``side`` places, resized to the size of x: a jaw that drops moves the
+    lower half alone. One number a channel for all places would be lost in the next normalisation.
     """
 
-    gain = 10.0  # landmarks move by tenths, a pupil by less: without it the layer learns that much more slowly
+    gain = 10.0  # landmarks move by tenths, a pupil by less: without the gain the layer learns that much more slowly
 
     def __init__(self, channels: int, vector: int, side: int):
         super().__init__()
@@ -94,14 +94,14 @@ class _AdaptiveBlock(nn.Module):
 
 
 class MotionBranch(nn.Module):
-    """A picture and two landmark vectors -> a flow, and one logit a pixel (a local branch's mask, or occlusion).
+    """Predicts a flow, and one logit a pixel (a mask or occlusion), from a picture and two landmark vectors.
 
-    An hourglass: AdaIN brings the source's landmarks into the way down and the driving ones into the way up. Add_Motion
-    joins in at the lowest level and after every step up. ``side`` is the lowest level's at the size that the branch is
-    trained at.
+    The branch is an hourglass. AdaIN brings the source's landmarks into the way down and the driving ones into the way
+    up. Add_Motion follows at the lowest level and after every step up. ``side`` is the side of the lowest level for
+    training pictures. Landmarks and the flow are in units of the branch's picture, which spans [-1, 1].
     """
 
-    unit = 0.1  # of the flow head's output, in sides: a pixel is a small number, which one step of Adam would jump over
+    unit = 0.1  # of the flow head's output, normalised: a pixel is less than one step of Adam otherwise
 
     def __init__(
         self,
@@ -152,21 +152,21 @@ class MotionBranch(nn.Module):
 
 
 def centres(landmarks: Float[Tensor, "b 74 2"]) -> Float[Tensor, "b 3 2"]:
-    """Where the boxes of `REGIONS` have their centres: the mean of each region's landmarks."""
+    """The centres of the boxes of `REGIONS`: the mean of each region's landmarks, normalised."""
     return torch.stack([landmarks[:, list(region)].mean(1) for region in REGIONS.values()], dim=1)
 
 
 def in_box(points: Float[Tensor, "b k 2"], centre: Float[Tensor, "b 2"]) -> Float[Tensor, "b k 2"]:
-    """Positions in the picture -> in the box around ``centre``, which spans [-1, 1] as the picture does."""
+    """Convert positions in the picture to positions in the box around ``centre``, which spans [-1, 1], too."""
     return (points - centre[:, None]) / BOX
 
 
 @full_precision
 def crop(image: Float[Tensor, "b c height width"], centre: Float[Tensor, "b 2"]) -> Float[Tensor, "b c h w"]:
-    """What the box around ``centre`` shows, a quarter of the picture's sides; beyond the picture its edge repeats.
+    """Crop the box around ``centre``, a quarter of the picture's sides; beyond the picture the edge repeats.
 
-    Pixels of the box need not be pixels of the picture: the centre isn't rounded, so that it has a gradient and nothing
-    jumps from frame to frame.
+    Pixels of the box need not be pixels of the picture: the centre isn't rounded, so that it has a gradient and the box
+    doesn't jump from frame to frame.
     """
     height, width = image.shape[-2:]
     grid = identity_grid(round(BOX * height), round(BOX * width), device=image.device)
@@ -184,11 +184,11 @@ def combine_local_flows(
 ) -> tuple[
     Float[Tensor, "b 2 height width"], Float[Tensor, "b n+1 2 height width"], Float[Tensor, "b n+1 height width"]
 ]:
-    """F = f_G (1 - m_i) + f^_i m_i inside box i, f_G elsewhere (S2D Eq. 3) -> F, and the flows and masks it's mixed of
-    (`minimodel.affine.combine`), the global ones first.
+    """Combine global and local flows: F = f_G (1 - m_i) + f^_i m_i inside box i, f_G elsewhere (S2D Eq. 3).
 
+    Returns F, and the part flows and masks that combine to F (`minimodel.affine.combine`), the global ones first.
     ``local_flows`` lead from the driving box to the source's, in units of boxes; ``local_masks`` lie in [0, 1]. In the
-    picture's units a local flow is scaled by the box's size and shifted by how far the box itself has moved:
+    picture's units a local flow is scaled by the box's size and shifted by the motion of the box itself:
     f^_i(p) = c_S - c_D + f_i((p - c_D) / s) * s.
 
     Where boxes overlap, which Eq. 3 leaves open, masks that sum to more than 1 are divided by their sum.
@@ -210,11 +210,12 @@ def combine_local_flows(
 
 
 class LandmarkMotion(nn.Module):
-    """Source and the landmarks of both frames -> the dense flow of Eq. 3, as large as the picture.
+    """Predicts the dense flow of S2D Eq. 3, as large as the picture, from the source and both frames' landmarks.
 
-    The global branch sees the picture at 1 / ``scale`` of its side. ``with_occlusion`` gives it a second output for
-    generators that gate; otherwise the occlusion is 0 everywhere. ``adain``, ``add_motion`` and ``local_motion`` switch
-    off one part each, for the paper's Table 4. ``size`` is the side of the pictures that it is trained at.
+    The global branch gets the picture at 1 / ``scale`` of its side. ``with_occlusion`` adds occlusion logits to this
+    branch, for generators that gate; otherwise the occlusion is 0 everywhere. ``adain``, ``add_motion`` and
+    ``local_motion`` False switch off one part each, for the paper's Table 4. ``size`` is the side in pixels of the
+    training pictures. Sides of pictures must be multiples of ``self.step``.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
-"""The 74 landmarks of a face, found so that they hold still on video (S2D section 3.3).
+"""A detector for the 74 landmarks of a face, trained to hold still on video (S2D section 3.3).
 
 Three parts: heatmaps read by their mean position instead of their maximum (DSNT, which is `keypoints.soft_argmax`);
 labels from the rendered faces; and unlabelled video, on which a point that is found in one frame and carried to the
 next by Lucas-Kanade must be found where it arrives (the registration loss, SBR: "Supervision-by-Registration", Dong et
-al., CVPR 2018). The eyes are looked at twice, the second time from nearby, as a pupil is hardly wider than a pixel of
-the face's heatmaps.
+al., CVPR 2018). The eyes are detected a second time in close-ups, as a pupil is hardly wider than a pixel of the face's
+heatmaps.
 
 Notebook: ``notebooks/04_landmarks_on_video.ipynb``.
 """
@@ -29,7 +29,7 @@ from minimodel.warping import full_precision, identity_grid, resize_flow, sample
 
 LANDMARKS = 74  # the 68 iBUG points, two pupils, four middles of eyelids
 SIZE = 128  # side of the pictures that the detector is trained on
-# The landmark that a mirror puts in each one's place: the jaw and brows run backwards, right and left trade places.
+# The landmark in each one's place in a mirrored picture: the jaw and brows run backwards, right and left trade places.
 # fmt: off
 MIRRORED = (
     *range(16, -1, -1), *range(26, 16, -1), 27, 28, 29, 30, 35, 34, 33, 32, 31,
@@ -48,9 +48,9 @@ CLOSE_UP = 32  # side of a picture of one eye
 
 
 def argmax(heatmaps: Float[Tensor, "b k h w"], *, quarter: bool = False) -> Float[Tensor, "b k 2"]:
-    """The centre of the highest pixel, normalised: how heatmaps are read without DSNT.
+    """The centre of each heatmap's highest pixel, normalised: the reading of heatmaps without DSNT.
 
-    ``quarter`` moves it by a quarter of a pixel towards the higher neighbour along x and along y, as FAN does.
+    ``quarter`` moves the point by a quarter of a pixel to the higher neighbour along x and along y, as FAN does.
     """
     height, width = heatmaps.shape[-2:]
     index = heatmaps.flatten(2).argmax(-1)
@@ -71,9 +71,9 @@ def heatmap_loss(
 ) -> Float[Tensor, ""]:
     """Cross entropy of softmax(logits) and a Gaussian of ``sigma`` heatmap pixels around the true points.
 
-    A mean position doesn't say which heatmap it is the mean of. This does, and so does the DSNT paper's regulariser; we
-    take the cross entropy instead of its Jensen-Shannon divergence because its gradient doesn't vanish where a heatmap
-    is all wrong.
+    Points are normalised; only those ``inside`` the picture count. Many heatmaps have the same mean position, and this
+    loss chooses one of them. The DSNT paper's regulariser, a Jensen-Shannon divergence, does the same; the gradient of
+    the cross entropy doesn't vanish where a heatmap is all wrong.
     """
     size = size_of(logits)
     target = gaussian_heatmaps(points, size, (2 * sigma / size[0]) ** 2).flatten(2)
@@ -85,14 +85,16 @@ def heatmap_loss(
 def point_loss(
     found: Float[Tensor, "b k 2"], points: Float[Tensor, "b k 2"], inside: Bool[Tensor, "b k"]
 ) -> Float[Tensor, ""]:
-    """Mean distance, normalised, over the points ``inside`` the picture."""
+    """Mean distance of found and true points, normalised, over the points ``inside`` the picture."""
     distance = ((found - points).square().sum(-1) + 1e-8).sqrt()
     return (distance * inside).sum() / inside.sum().clamp_min(1)
 
 
 def sharpness(heatmaps: Float[Tensor, "b k h w"], points: Float[Tensor, "b k 2"]) -> Float[Tensor, "b k"]:
-    """The share of each heatmap that lies within two of its pixels of its point: near 1 where the detector is sure, low
-    where it guesses."""
+    """The share of each heatmap within two heatmap pixels of its point.
+
+    The share is near 1 where the detector is certain, low where the heatmap is spread.
+    """
     height, width = heatmaps.shape[-2:]
     extent = torch.tensor((width, height), device=points.device, dtype=points.dtype)
     grid = identity_grid(height, width, device=points.device, dtype=points.dtype)
@@ -101,7 +103,7 @@ def sharpness(heatmaps: Float[Tensor, "b k h w"], points: Float[Tensor, "b k 2"]
 
 
 def confidence(heatmaps: Float[Tensor, "b k h w"], points: Float[Tensor, "b k 2"]) -> Float[Tensor, "b"]:
-    """`sharpness`, averaged over the points: near 1 where there is a face, low where there is none."""
+    """The mean `sharpness` of all points: near 1 where there is a face, low where there is none."""
     return sharpness(heatmaps, points).mean(1)
 
 
@@ -111,7 +113,7 @@ class DetectorConfig:
 
     points: int = LANDMARKS
     scale: int = 4
-    """Heatmaps have 1 / scale of the picture's side; the hourglasses see all its pixels, stacked as channels."""
+    """Heatmaps have 1 / scale of the picture's side; the hourglasses get all pixels, stacked as channels."""
     width: int = 48
     """Channels between the hourglasses."""
     base: int = 24
@@ -122,7 +124,7 @@ class DetectorConfig:
 
 
 class HeatmapNetwork(nn.Module):
-    """Picture -> logits of heatmaps: stacked hourglasses, each with heatmaps that the next one sees (a small FAN)."""
+    """Predicts logits of heatmaps by stacked hourglasses; each one's heatmaps are input of the next (a small FAN)."""
 
     def __init__(self, c: DetectorConfig):
         super().__init__()
@@ -135,7 +137,7 @@ class HeatmapNetwork(nn.Module):
         self.merges = nn.ModuleList(nn.Conv2d(channels + c.points, c.width, 1) for _ in range(c.stacks - 1))
 
     def forward(self, image: Float[Tensor, "b 3 height width"]) -> list[Float[Tensor, "b k h w"]]:
-        """What each hourglass says, which training looks at; the last is the result."""
+        """The logits of every hourglass, all of which are trained; the last are the result."""
         x, logits = self.stem(2 * image - 1), []
         for index, (hourglass, head) in enumerate(zip(self.hourglasses, self.heads, strict=True)):
             features = hourglass(x)
@@ -147,7 +149,7 @@ class HeatmapNetwork(nn.Module):
 
 
 class LandmarkDetector(nn.Module):
-    """Picture -> landmarks: heatmaps of the whole face, read by DSNT, then a second look at each eye from nearby.
+    """Finds the 74 landmarks of a face: heatmaps of the whole face, read by DSNT, then of a close-up of each eye.
 
     >>> points = LandmarkDetector.load().find(pictures)  # (b, 3, h, w) in [0, 1] -> (b, 74, 2), normalised
     """
@@ -159,22 +161,31 @@ class LandmarkDetector(nn.Module):
         self.eye = HeatmapNetwork(dataclasses.replace(config, points=len(EYE), scale=2, stacks=1))
 
     def stages(self, image: Float[Tensor, "b 3 height width"]) -> list[Float[Tensor, "b k h w"]]:
-        """The logits of the face's heatmaps, from every hourglass."""
+        """The logits of the face's heatmaps, from every hourglass.
+
+        A picture whose sides the hourglasses can't halve raises a `MinimodelError`.
+        """
         self.check_size(*image.shape[-2:])
         return self.face(image)
 
     def forward(
         self, image: Float[Tensor, "b 3 height width"]
     ) -> tuple[Float[Tensor, "b k 2"], Float[Tensor, "b k h w"]]:
-        """-> points, and the face's heatmaps, of which all points but those of the eyes are the means."""
+        """The normalised points, and the face's heatmaps; points other than those of the eyes are the heatmaps' means.
+
+        Sides must be multiples of the hourglasses' step; `find` takes any size.
+        """
         points, heatmaps = soft_argmax(self.stages(image)[-1])
         return self.look_closer(image, points)[0], heatmaps
 
     def look_closer(
         self, image: Float[Tensor, "b 3 height width"], points: Float[Tensor, "b k 2"]
     ) -> tuple[Float[Tensor, "b k 2"], Float[Tensor, "2*b 9 h w"], Float[Tensor, "2*b 2 3"]]:
-        """-> the points, with those of the eyes found again in close-ups; the logits that these are read from, and the
-        `eye_places` of the close-ups: all right eyes, then all left ones."""
+        """Find the points of the eyes again, in close-ups.
+
+        Returns all points, the close-ups' logits and their `eye_places`; the latter two list all right eyes, then all
+        left ones.
+        """
         places = eye_places(points.detach())
         logits = self.eye(move_picture(image.repeat(2, 1, 1, 1), places, CLOSE_UP))[-1]
         with torch.autocast(image.device.type, enabled=False):
@@ -183,21 +194,26 @@ class LandmarkDetector(nn.Module):
         return points.index_copy(1, torch.tensor(EYES, device=points.device), eyes), logits, places
 
     def find(self, image: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b k 2"]:
-        """The points of pictures of any size, which are brought to the one that the detector was trained at."""
+        """Find the normalised points of pictures of any size, which are resized to `SIZE` pixels a side first."""
         return self(resize_flow(image, (SIZE, SIZE)))[0]
 
     def check_size(self, height: int, width: int) -> None:
+        """Raise a `MinimodelError` unless both sides are multiples of the hourglasses' step."""
         step = self.config.scale * 2**self.config.levels
         if height % step or width % step or not height or not width:
             raise MinimodelError(f"picture of {height} x {width} pixels: expected sides that are multiples of {step}")
 
     def save(self, path: str | Path) -> None:
+        """Write the weights, with the configuration for `load`."""
         config = json.dumps(dataclasses.asdict(self.config))
         write_weights(self, path, make_metadata(config, kind="landmarks"))
 
     @classmethod
     def load(cls, name_or_path: str | Path = "landmarks") -> "LandmarkDetector":
-        """The shipped detector, or a file written by `save`; on the CPU, in evaluation mode."""
+        """Load the shipped detector, or a file written by `save`; on the CPU, in evaluation mode.
+
+        Any other file raises a `MinimodelError`.
+        """
         path = find_weights(name_or_path, ["landmarks"])
         detector = cls(read_config(path, "landmarks", lambda text: DetectorConfig(**json.loads(text))))
         load_weights_into(detector, path)
@@ -205,8 +221,11 @@ class LandmarkDetector(nn.Module):
 
 
 def eye_places(points: Float[Tensor, "b 74 2"]) -> Float[Tensor, "2*b 2 3"]:
-    """Affine maps, for `move_picture`, from close-ups of the eyes to the picture that has these landmarks: all right
-    eyes, then all left ones, mirrored, so that one network reads both. Their sides are 1.6 times the wider eye."""
+    """Affine maps, for `move_picture`, from close-ups of the eyes to the picture with these landmarks.
+
+    All right eyes come first, then all left ones, mirrored, so that one network serves both. The sides of a close-up
+    are 1.6 times the width of the wider eye.
+    """
     eyes = points[:, EYES].unflatten(1, (2, -1))[:, :, :6]  # outlines
     centre = eyes.mean(2).transpose(0, 1).flatten(0, 1)
     width = (eyes[:, :, 3] - eyes[:, :, 0]).norm(dim=-1).amax(1).clamp_min(0.05)
@@ -220,10 +239,10 @@ def eye_places(points: Float[Tensor, "b 74 2"]) -> Float[Tensor, "2*b 2 3"]:
 
 
 def patches(image: Float[Tensor, "b c h w"], points: Float[Tensor, "b k 2"], radius: int) -> Float[Tensor, "b c k n n"]:
-    """The (2 radius + 1)² pixels around each point, bilinear; beyond the picture its edge is repeated."""
+    """Sample the (2 radius + 1)² pixels around each normalised point, bilinear; outside, the edge is repeated."""
     height, width = image.shape[-2:]
     side = 2 * radius + 1
-    # Steps of one pixel around 0: the grid of a patch, from its own units to the picture's.
+    # Steps of one pixel around 0: the grid of a patch, converted to the picture's units.
     extent = torch.tensor((side / width, side / height), device=points.device, dtype=points.dtype)
     offsets = identity_grid(side, side, device=points.device, dtype=points.dtype).flatten(1).T * extent
     positions = points[:, :, None] + offsets
@@ -241,12 +260,13 @@ def lucas_kanade(
     iterations: int = 5,
     damping: float = 0.01,
 ) -> Float[Tensor, "b k 2"]:
-    """Where what is around ``points`` in ``start`` has gone in ``end``: Lucas-Kanade on a pyramid, coarse to fine.
+    """Follow ``points`` (normalised) from frame ``start`` to frame ``end``: Lucas-Kanade on a pyramid, coarse to fine.
 
-    At each level the patch around a point is held beside the other frame's, and moved by least squares:
+    At each level the patch around a point is compared with the other frame's, and the point moves by least squares:
     d = (Σ J Jᵀ)⁻¹ Σ J (other - patch), with J the gradient of the patch, which stays the same over ``iterations`` (the
     inverse compositional form). ``damping`` is added to the matrix's diagonal, so that a patch without texture stays
-    where it is. Everything is differentiable, in the points and in both frames.
+    in place. Everything is differentiable, in the points and in both frames. Frames too small for ``levels`` of patches
+    raise a `MinimodelError`.
     """
     height, width = start.shape[-2:]
     least = (2 * radius + 3) * 2 ** (levels - 1)
@@ -282,8 +302,11 @@ def track(
     tolerance: float = 0.5,
     **options,
 ) -> tuple[Float[Tensor, "b k 2"], Bool[Tensor, "b k"]]:
-    """`lucas_kanade`, and which of its results to rely on: those that it carries back to within ``tolerance`` pixels of
-    where they came from, and that lie inside both frames."""
+    """Run `lucas_kanade`, and mark the reliable points.
+
+    A point is reliable if it lies inside both frames, and if tracking back ends within ``tolerance`` pixels of the
+    point's start.
+    """
     moved = lucas_kanade(start, end, points, **options)
     with torch.no_grad():
         back = lucas_kanade(end, start, moved, **options)
@@ -298,9 +321,9 @@ def registration_loss(
     found_start: Float[Tensor, "b k 2"],
     found_end: Float[Tensor, "b k 2"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """The points found in the first of two neighbouring frames, carried to the second, should be found there (SBR).
+    """The points of the first of two neighbouring frames, tracked to the second, should be found there (SBR).
 
-    -> mean distance over reliable points, normalised, and the share of points that are.
+    Returns the mean normalised distance over reliable points (see `track`), and the share of reliable points.
     """
     moved, reliable = track(start, end, found_start)
     return point_loss(found_end, moved, reliable), reliable.float().mean()
@@ -318,8 +341,11 @@ def random_places(
     shift: float = 0.15,
     mirror: bool = True,
 ) -> Float[Tensor, "b 2 3"]:
-    """Random affine maps from positions in a changed picture to positions in the original one: turned by up to
-    ``rotation`` radians, faces smaller by ``zoom``, half of them mirrored."""
+    """Draw affine maps from positions in a changed picture to positions in the original one (for `move_picture`).
+
+    Pictures are turned by up to ``rotation`` radians and shifted by up to ``shift`` (normalised). Faces become smaller
+    by a factor between the two of ``zoom``. With ``mirror`` half of the pictures are mirrored.
+    """
     low, high = zoom
     scale = low * (high / low) ** torch.rand(count, generator=generator)
     angle = rotation * (2 * torch.rand(count, generator=generator) - 1)
@@ -333,14 +359,17 @@ def random_places(
 def move_picture(
     image: Float[Tensor, "b 3 height width"], places: Float[Tensor, "b 2 3"], side: int | None = None
 ) -> Float[Tensor, "b 3 h w"]:
-    """Shows at z what ``image`` has at places(z), at its own size or on ``side`` x ``side`` pixels."""
+    """Move a picture by affine maps: the result has at z the value of ``image`` at places(z).
+
+    The size stays the same, unless ``side`` is given, for ``side`` x ``side`` pixels.
+    """
     height, width = (side, side) if side else image.shape[-2:]
     grid = identity_grid(height, width, device=image.device, dtype=places.dtype)
     return sample(image, einsum(places[..., :2], grid, "b i j, j h w -> b h w i") + places[:, None, None, :, 2])
 
 
 def move_points(points: Float[Tensor, "b 74 2"], places: Float[Tensor, "b 2 3"]) -> Float[Tensor, "b 74 2"]:
-    """Where `move_picture` shows the landmarks; in a mirrored picture each gets the name it has there."""
+    """Move normalised landmarks as `move_picture` moves the picture; if mirrored, right and left trade places."""
     matrix = places[..., :2]
     moved = torch.linalg.solve(matrix, (points - places[:, None, :, 2]).transpose(1, 2)).transpose(1, 2)
     mirrored = torch.linalg.det(matrix) < 0
@@ -348,20 +377,20 @@ def move_points(points: Float[Tensor, "b 74 2"], places: Float[Tensor, "b 2 3"])
 
 
 def spoil(image: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> Float[Tensor, "b 3 h w"]:
-    """What photographs suffer: half of the pictures get something in front of them, a third are blurred."""
+    """Degrade pictures as photographs are: half of them get an object in front of the face, a third are blurred."""
     count, _, height, width = image.shape
     grid = identity_grid(height, width, device=image.device)
     middle = 1.6 * torch.rand(count, 2, 1, 1, generator=generator) - 0.8
     half = 0.08 + 0.27 * torch.rand(count, 2, 1, 1, generator=generator)
     half = half * (torch.rand(count, 1, 1, 1, generator=generator) < 0.5)
     covered = ((grid - middle.to(image)).abs() < half.to(image)).all(1, keepdim=True)
-    # What stands in front is a piece of another picture, upside down.
+    # The object in front is a piece of another picture, upside down.
     image = torch.where(covered, image.roll(1, 0).flip(2), image)
     return soften(image, generator)
 
 
 def soften(image: Float[Tensor, "b 3 h w"], generator: torch.Generator) -> Float[Tensor, "b 3 h w"]:
-    """A third of the pictures are blurred, as if they had been half as large."""
+    """Blur a third of the pictures, as if they had been half as large."""
     small = F.interpolate(F.avg_pool2d(image, 2), size=image.shape[-2:], mode="bilinear", align_corners=False)
     blurred = torch.rand(len(image), 1, 1, 1, generator=generator) < 0.33
     return torch.where(blurred.to(image.device), small, image)

@@ -1,6 +1,7 @@
-"""The losses of the papers (MRFA section 3.4; TPSM section 3.3; S2D section 3.4), and some of our own: `smoothness`,
-`background_mask_loss`, and four that ask the truth, which rendered faces know: `true_flow_loss`, `visibility_loss`,
-`hidden_loss`, `matching_loss`.
+"""The losses of the papers (MRFA section 3.4; TPSM section 3.3; S2D section 3.4), and some of our own.
+
+Our own are `smoothness`, `background_mask_loss`, and four that need the truth, which rendered faces come with:
+`true_flow_loss`, `visibility_loss`, `hidden_loss`, `matching_loss`.
 
 Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
 """
@@ -27,10 +28,10 @@ def perceptual_loss(
     smallest: int = 16,
     layers: int | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean absolute difference of features, summed over layers and over images reduced by each of ``scales`` (MRFA Eq.
-    11).
+    """Mean absolute difference of features, summed over layers and scales (MRFA Eq. 11).
 
-    Scales that leave a side under ``smallest`` pixels are dropped; ``layers`` takes only so many of the first layers.
+    Images (RGB in [0, 1]) are reduced by each of ``scales``. Scales that leave a side under ``smallest`` pixels are
+    dropped; ``layers`` is the number of first layers to use, by default all.
 
     >>> loss = perceptual_loss(load_features("faces"), output.image, driving)
     """
@@ -48,10 +49,10 @@ def perceptual_loss(
 def equivariance_points(
     points: Float[Tensor, "b k 2"], transformed_points: Float[Tensor, "b k 2"], transform: Spline
 ) -> Float[Tensor, ""]:
-    """A point found in T's picture of the frame, carried back by T, should be the point found in the frame (MRFA Eq.
-    12).
+    """Mean absolute difference of the frame's points and T of the transformed frame's points (MRFA Eq. 12).
 
-    The transformed frame shows at z what the frame shows at T(z); with that, the point of the frame is T of the other.
+    The transformed frame is `transformed_frame`: at z it has the value of the frame at T(z). Therefore a point of the
+    frame is T of the transformed frame's point. All points are normalised.
     """
     return F.l1_loss(transform(transformed_points[:, None])[:, 0], points)
 
@@ -63,23 +64,26 @@ def equivariance_affine(
     transformed_points: Float[Tensor, "b k 2"],
     transform: Spline,
 ) -> Float[Tensor, ""]:
-    """The same for the matrices, to first order: A^-1 J_T A' should be the identity."""
+    """Mean absolute difference of A^-1 J_T A' and the identity: `equivariance_points` for matrices, to first order.
+
+    A are the frame's matrices, A' those of the transformed frame, J_T the derivatives of T at the latter's points.
+    """
     jacobian = transform.jacobian(transformed_points[:, None])[:, 0]
     ratio = torch.linalg.solve(affine, jacobian @ transformed_affine)
     return (ratio - torch.eye(2, device=ratio.device)).abs().mean()
 
 
 def transformed_frame(frame: Float[Tensor, "b 3 h w"], transform: Spline) -> Float[Tensor, "b 3 h w"]:
-    """The frame as T shows it: at z stands what the frame has at T(z)."""
+    """Bend a frame by T: the result has at z the value of the frame at T(z)."""
     return warp(frame, rearrange(transform.flow(size_of(frame)), "b 1 c h w -> b c h w"))
 
 
 @full_precision
 def background_loss(forward: Float[Tensor, "b 2 3"], backward: Float[Tensor, "b 2 3"]) -> Float[Tensor, ""]:
-    """The background's motion from driving frame to source, and then from source to driving frame, should lead nowhere:
-    A' A = I (TPSM Eq. 12).
+    """Mean absolute difference of A' A and the identity (TPSM Eq. 12).
 
-    Training doesn't ask for it: shifts that `BackgroundPredictor` finds there and back are opposite by construction.
+    A is the background's motion from driving frame to source, A' the motion from source to driving frame. Our training
+    doesn't use this loss: the shifts of `BackgroundPredictor` there and back are opposite by construction.
     """
     last = forward.new_tensor((0.0, 0.0, 1.0)).expand(len(forward), 1, 3)
     there, back = (torch.cat([matrix, last], dim=1) for matrix in (forward, backward))
@@ -89,12 +93,11 @@ def background_loss(forward: Float[Tensor, "b 2 3"], backward: Float[Tensor, "b 
 def background_mask_loss(
     logits: Float[Tensor, "b 1 height width"], masks: Float[Tensor, "b parts h w"]
 ) -> Float[Tensor, ""]:
-    """What the background's predictor takes for background should be what the masks leave to it; the first mask is the
-    background's. Only the predictor is asked to change.
+    """Cross entropy of the predictor's background ``logits`` and the background's mask, the first of ``masks``.
 
-    The papers don't have this loss. Masks know after some minutes what moves as parts do, long before a predictor could
-    have learnt it from reconstruction alone. While parts are dropped (`dropout_scales`) what they covered counts as
-    background; that ends at a third of the run.
+    Gradients go to the predictor alone. The papers don't have this loss. Masks follow the parts after some minutes of
+    training, long before a predictor could have learnt the background from reconstruction alone. While parts are
+    dropped (`dropout_scales`), places of dropped parts count as background; dropout ends at a third of the run.
     """
     own = resize_flow(masks[:, :1].detach().float(), size_of(logits))
     return F.binary_cross_entropy_with_logits(logits, own)
@@ -103,9 +106,10 @@ def background_mask_loss(
 def warp_loss(
     source_features: Sequence[Tensor], driving_features: Sequence[Tensor], flows: Sequence[Tensor]
 ) -> Float[Tensor, ""]:
-    """The source's features of each scale, moved by the flow, should be the driving frame's (TPSM Eq. 13).
+    """Mean absolute difference of the source's warped features and the driving frame's, summed over scales (TPSM
+    Eq. 13).
 
-    Only the flows are asked to change: features could please it by vanishing.
+    Gradients go to the flows (normalised) alone: features could lower the loss by vanishing.
     """
     layers = zip(source_features, driving_features, flows, strict=True)
     terms = (F.l1_loss(warp(source.detach(), flow), driving.detach()) for source, driving, flow in layers)
@@ -115,8 +119,8 @@ def warp_loss(
 def smoothness(flow: Float[Tensor, "b 2 h w"]) -> Float[Tensor, ""]:
     """Mean difference of neighbouring arrows of a normalised flow, in pixels, along x and along y.
 
-    Of the residual that refinement adds: pictures alone can't tell a true arrow from any other that leads to the same
-    colour, and what can't be told should not be bent.
+    Training applies the loss to the residual of refinement. Pictures alone can't distinguish a true arrow from any
+    other that leads to the same colour; there the residual should be smooth.
     """
     pixels = flow_to_pixels(flow)
     return pixels.diff(dim=-1).abs().mean() + pixels.diff(dim=-2).abs().mean()
@@ -129,12 +133,12 @@ def true_flow_loss(
     *,
     decay: float = 0.6,
 ) -> Float[Tensor, ""]:
-    """Mean distance of the flows of all stages to the true one, in pixels of the true one, each enlarged to its size.
+    """Mean distance of the flows of all stages to the true flow, in pixels of the true flow.
 
-    The first stage, the prior's, counts as much as the last one; on the way there each stage counts ``decay`` times as
-    much as the next, as in RAFT: the error of a flow of a few pixels is mostly what so few pixels can't say. ``weight``
-    says how much each pixel counts: 0 where the source doesn't show what stands there, for such a pixel has no arrow
-    that a warp could use. Rendered faces know both.
+    Flows are normalised, and each is resized to the true flow's size. The first stage, the prior's, counts as much as
+    the last one. Between them each stage counts ``decay`` times as much as the next, as in RAFT: the error of a flow of
+    a few pixels is mostly due to the resolution. ``weight`` is the weight of each pixel: 0 where the driving frame's
+    place is hidden in the source, for such a pixel has no arrow that a warp could use. Rendered faces come with both.
     """
     loss, total = true_flow.new_zeros(()), 0.0
     for stage, flow in enumerate(flows):
@@ -153,14 +157,14 @@ def visibility_loss(
     *,
     sharpness: float = 3.0,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the occlusion logits of all stages with what the source truly shows (1, or 0 where it doesn't).
+    """Cross entropy of the occlusion logits of all stages with the true visibility: 1 visible in the source, 0 hidden.
 
     Visible and hidden pixels count for one half each: otherwise "all is visible" would be right in nine of ten pixels.
-    A stage coarser than ``visible`` is compared with its averages. ``known`` leaves out pairs (0) of unknown truth.
+    A stage coarser than ``visible`` is compared with averages of ``visible``. Pairs with ``known`` 0 are left out.
 
-    The logits are divided by ``sharpness`` first, so they learn to be that many times as far from zero as their
-    certainty says. What the gate takes for visible stays the same, and it mixes less: a gate that is open to .7 where
-    it is right three times of four blurs everything.
+    The logits are divided by ``sharpness`` first, so trained logits are that many times as far from zero as their
+    certainty alone would make them. The sign of a logit stays the same, and the gate mixes less: a gate that is open to
+    0.7 where it is right three times of four blurs everything.
     """
     known = visible.new_ones(len(visible)) if known is None else known
     means = []
@@ -177,7 +181,7 @@ def visibility_loss(
 def hidden_loss(
     painted: Float[Tensor, "b 3 h w"], driving: Float[Tensor, "b 3 h w"], visible: Float[Tensor, "b 1 h w"]
 ) -> Float[Tensor, ""]:
-    """Mean absolute difference of the colours where ``visible`` is 0: nothing can be fetched there."""
+    """Mean absolute difference of the colours where ``visible`` is 0, and a warp of the source can't help."""
     hidden = 1 - visible
     return ((painted - driving).abs().mean(1, keepdim=True) * hidden).sum() / hidden.sum().clamp_min(1)
 
@@ -188,11 +192,11 @@ def matching_loss(
     true_flow: Float[Tensor, "b 2 _ _"],
     visible: Float[Tensor, "b 1 _ _"],
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of each driving place's scores (`minimodel.correlation.volume`) over all source places with where
-    it truly came from: the four places around that point, by their bilinear shares.
+    """Cross entropy of each driving position's scores (`minimodel.correlation.volume`) with its true source position.
 
-    Only places that are visible as a whole count. As long as features don't match, an updater learns to ignore the
-    lookup, and then no gradient tells them to; this loss tells them directly.
+    The targets are the four source positions around the true one, with their bilinear weights. ``true_flow`` is
+    normalised. Only positions that are visible as a whole count. As long as features don't match, an updater learns to
+    ignore the lookup, and then the features get no gradient to match; this loss gives that gradient directly.
     """
     height, width, rows, columns = volume.shape[1:]
     flow, seen = (resize_flow(each, (height, width)) for each in (true_flow, visible))
@@ -213,7 +217,7 @@ def matching_loss(
 
 
 class Discriminator(nn.Module):
-    """Image -> a map of scores, each for the patch that it sees: 1 for real, 0 for made (S2D Eq. 5 and 6)."""
+    """Scores patches of an image: 1 for real, 0 for generated (S2D Eq. 5 and 6)."""
 
     def __init__(self, *, base: int = 32, levels: int = 3, maximum: int = 256):
         super().__init__()
@@ -230,12 +234,12 @@ class Discriminator(nn.Module):
 
 
 def discriminator_loss(real_scores: Float[Tensor, "*s"], made_scores: Float[Tensor, "*s"]) -> Float[Tensor, ""]:
-    """(1 - D(real))^2 + D(made)^2: the discriminator's least-squares loss (S2D Eq. 5)."""
+    """The discriminator's least-squares loss: (1 - D(real))^2 + D(generated)^2 (S2D Eq. 5)."""
     return (1 - real_scores).square().mean() + made_scores.square().mean()
 
 
 def adversarial_loss(made_scores: Float[Tensor, "*s"]) -> Float[Tensor, ""]:
-    """(1 - D(made))^2: the generator's (S2D Eq. 6, which writes G for the discriminator)."""
+    """The generator's least-squares loss: (1 - D(generated))^2 (S2D Eq. 6, which has G for the discriminator)."""
     return (1 - made_scores).square().mean()
 
 
@@ -248,10 +252,10 @@ def parsing_loss(
 ) -> Float[Tensor, ""]:
     """The share of pixels at which the warped parsing map of the source and the driving one disagree (S2D Eq. 7).
 
-    ``mode`` "nearest" is Eq. 7 to the letter: a label jumps from pixel to pixel, and the flow's gradient is zero. With
-    "bilinear" every label is a map of its own (1 where it stands, else 0) that is warped like a picture, and what
-    counts is how much of the driving frame's label arrives: the same number for whole pixels, with a gradient at
-    borders.
+    ``flow`` is normalised. ``mode`` "nearest" is Eq. 7 to the letter: a label jumps from pixel to pixel, and the flow's
+    gradient is zero. With "bilinear" every label is a map of its own (1 at its pixels, else 0) that is warped like a
+    picture. The loss is then 1 minus the mean of the warped map of each pixel's driving label: the same number for
+    shifts by whole pixels, with a gradient at borders.
     """
     labels = 1 + int(torch.maximum(source_parts.max(), driving_parts.max()))
     maps = [F.one_hot(parts, labels).permute(0, 3, 1, 2).to(flow) for parts in (source_parts, driving_parts)]

@@ -29,11 +29,12 @@ from minimodel.warping import resize_flow, size_of, warp
 
 
 class AnimationModel(nn.Module):
-    """Source picture + driving motion -> the source, moved.
+    """Animates a source picture with the motion of driving frames.
 
     The parts are given as modules: a ``prior`` (see `Prior`), a ``generator`` (see `Generator`), and, to refine motion,
-    a ``refiner`` with the ``structure`` correlation that it reads. ``image_size`` is the side of the pictures that the
-    model is trained at; any other that the parts divide works, too. `from_preset` makes the parts of the papers.
+    a ``refiner`` with the ``structure`` correlation that the refiner reads. ``image_size`` is the side in pixels of the
+    training pictures; other sides work too if they are multiples of ``self.step``. `from_preset` builds the parts of
+    the papers. A refiner without a structure, or the reverse, raises a `MinimodelError`.
 
     >>> model = AnimationModel.load("tiny")
     >>> source = model.encode_source(photo)                      # once
@@ -59,7 +60,7 @@ class AnimationModel(nn.Module):
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> "AnimationModel":
-        """The parts that a configuration names, with fresh weights."""
+        """Build the model that a configuration names, with fresh weights."""
         prior, generator = build_prior(config), build_generator(config)  # in this order: both draw random weights
         parts: dict[str, Any] = {}
         if config.refine:
@@ -68,8 +69,10 @@ class AnimationModel(nn.Module):
 
     @classmethod
     def from_preset(cls, preset: str, *, system: str = "mrfa", **changes: Any) -> "AnimationModel":
-        """A model of a preset's sizes, with fresh weights. ``changes`` are those of `ModelConfig.from_preset`: other
-        parts than the system's, or sizes of one's own.
+        """Build a model of a preset's sizes, with fresh weights.
+
+        ``changes`` are those of `ModelConfig.from_preset`: other parts than the system's, or sizes of one's own. A
+        `MinimodelError` names unknown choices and parts that don't fit together.
 
         >>> AnimationModel.from_preset("tiny", system="mrfa", prior="tps", points=8)
         """
@@ -89,9 +92,14 @@ class AnimationModel(nn.Module):
         landmarks: Float[Tensor, "b 74 2"] | None = None,
         to_render: bool = True,
     ) -> SourceState:
-        """All that depends on the source alone. ``landmarks`` (normalised) are for a prior that moves by them: with
-        them it needs no detector. Not ``to_render`` is enough for `move`. MinimodelError for other pictures than
-        float RGB in [0, 1] with sides that are multiples of ``self.step``."""
+        """Compute all that depends on the source alone.
+
+        ``landmarks`` (normalised) take the place of detection, for a prior that moves by landmarks. ``to_render`` False
+        leaves out features that `move` doesn't need. A `MinimodelError` is raised for pictures other than float RGB in
+        [0, 1] with sides that are multiples of ``self.step``, and for landmarks that the prior can't use.
+
+        >>> source = model.encode_source(photo)  # (1, 3, h, w) in [0, 1]
+        """
         self._check_picture(image)
         motion = self._motion(image, landmarks)
         features: list[Tensor] = []
@@ -110,17 +118,25 @@ class AnimationModel(nn.Module):
         landmarks: Float[Tensor, "b 74 2"] | None = None,
         move_background: bool = False,
     ) -> Motion:
-        """The motion of driving frames; for a prior that moves by landmarks these are enough. ``move_background`` lets
-        the TPS prior move the background as well, as it moves between source and driving frame: right within one film,
-        and wrong for a photo that another film drives."""
+        """Find the motion of driving frames.
+
+        ``landmarks`` (normalised) can take the place of frames, for a prior that moves by landmarks. With
+        ``move_background`` the TPS prior moves the background as well, as the background moves between source and
+        driving frame: right within one film, wrong for a photo that another film drives. Raises a `MinimodelError` as
+        `encode_source` does, and without both frames and landmarks.
+
+        >>> motion = model.encode_driving(frames)  # (t, 3, h, w) in [0, 1]
+        """
         if image is not None:
             self._check_picture(image)
         motion = self._motion(image, landmarks)
         return dataclasses.replace(motion, image=image) if move_background else motion
 
     def move(self, source: SourceState, motion: Motion, *, part_scales: Tensor | None = None) -> Stages:
-        """All of `render` before the generator: coarse flow and refinement. ``part_scales`` are for the training of a
-        prior with droppable parts."""
+        """Compute all of `render` before the generator: coarse flow and refinement.
+
+        ``part_scales`` are for the training of a prior with droppable parts (see `Prior`).
+        """
         source = source.expand(len(motion))
         correlation = None
         if self.structure is not None and source.structure is not None:
@@ -144,13 +160,20 @@ class AnimationModel(nn.Module):
         )
 
     def render(self, source: SourceState, motion: Motion, *, part_scales: Tensor | None = None) -> Output:
-        """The source in ``motion``. Motion of batch B moves a source of batch B, or of batch 1 for all of them."""
+        """Render the source in ``motion``.
+
+        A motion of B frames moves B sources, or one source B times. Any other number raises a `MinimodelError`.
+
+        >>> pictures = model.render(source, motion).image  # (t, 3, h, w) in [0, 1]
+        """
         return self.paint(source, self.move(source, motion, part_scales=part_scales))
 
     def paint(self, source: SourceState, stages: Stages, *, gates: list[Tensor] | None = None) -> Output:
-        """The second half of `render`, after `move`. ``gates`` (logits, one of each scale, coarsest first) take the
-        place of the stages' occlusions; the output keeps those. So a generator can learn behind gates that are known to
-        be right."""
+        """Compute the second half of `render`, after `move`.
+
+        ``gates`` (logits, one of each scale, coarsest first) replace the stages' occlusions in the generator; the
+        output still has the stages' occlusions. A generator can so be trained with gates from the truth.
+        """
         used = stages if gates is None else dataclasses.replace(stages, occlusions=[stages.occlusions[0], *gates])
         painted, occlusion = self.generator.paint(source.expand(len(stages.warped_source)), used)
         known = dict(vars(stages))
@@ -170,7 +193,7 @@ class AnimationModel(nn.Module):
         driving_landmarks: Float[Tensor, "b 74 2"] | None = None,
         move_background: bool = False,
     ) -> Output:
-        """`encode_source`, `encode_driving` and `render` in one."""
+        """Run `encode_source`, `encode_driving` and `render`."""
         state = self.encode_source(source, landmarks=source_landmarks)
         motion = self.encode_driving(driving, landmarks=driving_landmarks, move_background=move_background)
         return self.render(state, motion)
@@ -179,7 +202,10 @@ class AnimationModel(nn.Module):
 
     @torch.inference_mode()
     def encode_film(self, frames: Iterable, *, batch: int = 8) -> Motion:
-        """The motion of all frames (3, h, w) of a film; of the frames none is kept."""
+        """Find the motion of all frames (3, h, w) of a film; no frame is kept.
+
+        A film without frames raises a `MinimodelError`.
+        """
         device = self._device()
         motions = [self.encode_driving(torch.stack(some).to(device)) for some in _batches(frames, batch)]
         if not motions:
@@ -187,7 +213,7 @@ class AnimationModel(nn.Module):
         return join(motions)
 
     def render_film(self, source: SourceState, motion: Motion, *, batch: int = 8) -> Iterator[Float[Tensor, "3 h w"]]:
-        """The frames of the source in the motions of a film, one by one, under inference mode."""
+        """Yield the source in each motion of a film, frame by frame, rendered under inference mode."""
         for start in range(0, len(motion), batch):
             with torch.inference_mode():  # not around the yield: the caller isn't in this mode
                 frames = self.render(source, motion[start : start + batch]).image
@@ -204,12 +230,13 @@ class AnimationModel(nn.Module):
         network: transfer.AvdNetwork | None = None,
         batch: int = 8,
     ) -> Iterator[Float[Tensor, "3 h w"]]:
-        """A photo in the motion of a film, frame by frame, under inference mode.
+        """Yield a photo in the motion of a film, frame by frame, rendered under inference mode.
 
-        ``video`` is a tensor (T, 3, h, w) or yields frames; it is read once, and of it only points and matrices are
-        kept. ``landmarks`` (normalised) of a film take its place for a model that moves by them. ``mode``,
-        ``start_frame`` and ``network`` are those of `transfer.transfer`. MinimodelError for pictures that aren't float
-        RGB in [0, 1], or of sides that the model can't take.
+        ``video`` is a tensor (T, 3, h, w) or yields frames (3, h, w). The video is read once, and only points and
+        matrices are kept. ``landmarks`` (normalised) of a film can take the video's place, for a model that moves by
+        landmarks. ``mode``, ``start_frame`` and ``network`` are those of `transfer.transfer`. A `MinimodelError` is
+        raised for pictures that aren't float RGB in [0, 1] or have sides that the model can't take, and without both
+        video and landmarks.
 
         >>> frames = torch.stack(list(model.animate(photo, film)))
         """
@@ -252,7 +279,7 @@ class AnimationModel(nn.Module):
                 )
 
     def check_size(self, height: int, width: int) -> None:
-        """Raise a MinimodelError that names the nearest sizes if the networks can't take this one."""
+        """Raise a `MinimodelError` that names the nearest sizes if the networks can't take this size."""
         step = self.step
         if height % step or width % step or height <= 0 or width <= 0:
             near = [
@@ -269,25 +296,31 @@ class AnimationModel(nn.Module):
     # ------------------------------------------------------------------------------------------ loading and saving
 
     def save(self, path: str | Path) -> None:
-        """Write the weights, with the configuration that `load` makes the model from."""
+        """Write the weights as safetensors, with the configuration that `load` builds the model from.
+
+        >>> model.save("mine.safetensors")
+        """
         write_weights(self, path, self.metadata())
 
     def metadata(self) -> dict[str, str]:
-        """What a weight file says of itself. A model that was put together by hand has no configuration."""
+        """The metadata of the model's weight file. A model composed by hand has no configuration there."""
         if self.config is None:
             return make_metadata(json.dumps(dict(image_size=self.image_size)), kind="composed")
         return make_metadata(self.config.to_json())
 
     @classmethod
     def load(cls, name_or_path: str | Path, *, device: Device | torch.device = "cpu") -> "AnimationModel":
-        """A shipped model by name, or a file written by `save`, ready to render on ``device``. A file that `minimodel
-        import-checkpoint` wrote gives a `published.model.PublishedModel`.
+        """Load a shipped model by name, or a file written by `save`, ready to render on ``device``.
 
-        Weights of a model that was put together by hand are loaded into such a model, by `load_weights`.
+        A file that `minimodel import-checkpoint` wrote gives a `published.model.PublishedModel`. The weights of a model
+        composed by hand are loaded by `load_weights`, into a model composed in the same way. Any other file, and an
+        unknown name, raise a `MinimodelError`.
+
+        >>> model = AnimationModel.load("tiny", device="auto")
         """
         path = find_weights(name_or_path)
         if holds_kind(path, "published"):
-            from minimodel.published.model import PublishedModel  # whoever loads none of these never reads its code
+            from minimodel.published.model import PublishedModel  # imported only where it is needed
 
             return PublishedModel.load(path, device=device)
         model = cls.from_config(read_config(path, "animation", ModelConfig.from_json))
@@ -295,7 +328,10 @@ class AnimationModel(nn.Module):
         return ready_to_render(model, device if isinstance(device, torch.device) else pick_device(device))
 
     def load_weights(self, path: str | Path) -> "AnimationModel":
-        """Fill this model with the weights in a file of a model put together in the same way; ready to render."""
+        """Fill this model with the weights in a file of a model composed in the same way; ready to render.
+
+        A file that doesn't fit raises a `MinimodelError`.
+        """
         path = Path(path)
         read_config(path, "composed" if self.config is None else "animation", json.loads)
         load_weights_into(self, path)
@@ -303,7 +339,7 @@ class AnimationModel(nn.Module):
 
 
 def build_generator(config: ModelConfig) -> Generator:
-    """The generator that ``config.generator`` names, with fresh weights."""
+    """Build the generator that ``config.generator`` names, with fresh weights."""
     shared: dict[str, Any] = dict(outer_kernel=config.head_kernel, norm=config.norm)
     if config.generator == "residual":
         shared |= dict(blocks=config.residual_blocks, scales=config.unet.levels + 1)
@@ -315,7 +351,7 @@ def build_generator(config: ModelConfig) -> Generator:
 
 
 def build_structure(config: ModelConfig) -> StructureCorrelation:
-    """The structure correlation of a configuration that refines, with fresh weights."""
+    """Build the structure correlation of a configuration that refines, with fresh weights."""
     shared = dict(
         **dataclasses.asdict(config.structure), norm=config.norm, size=config.image_size // config.coarse_scale
     )
@@ -327,7 +363,7 @@ def build_structure(config: ModelConfig) -> StructureCorrelation:
 
 
 def build_refiner(config: ModelConfig, generator: Generator) -> MotionRefiner:
-    """The refiner of a configuration that refines, for the features of ``generator``, with fresh weights."""
+    """Build the refiner of a configuration that refines, for the features of ``generator``, with fresh weights."""
     return MotionRefiner(
         generator.feature_channels,
         radius=config.radius,

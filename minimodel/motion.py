@@ -13,11 +13,11 @@ from minimodel.errors import MinimodelError
 
 @dataclass
 class Motion:
-    """What was found in one frame, or in each of the T frames of a film: points, and affine matrices if the prior has
-    them. Of the TPS prior the points of the first spline come first.
+    """The motion found in one frame, or in each of the T frames of a film.
 
-    ``image`` is the frame itself. It is only there when the background shall move with the driving film, for the TPS
-    prior: that makes sense within one film, and nowhere else. Without it the background stands still.
+    ``points`` are normalised; those of the TPS prior list the first spline's points first. ``affine`` holds a matrix
+    for each point, if the prior finds matrices. ``image`` is the frame itself. The TPS prior moves the background where
+    ``image`` is given, which is right within one film only. Without ``image`` the background stands still.
     """
 
     points: Float[Tensor, "b k 2"]
@@ -29,11 +29,11 @@ class Motion:
         return len(self.points)
 
     def __getitem__(self, frames: slice | Tensor) -> "Motion":
-        """The motion of some of the frames, as a motion of that many."""
+        """Select some of the frames."""
         return self._map(lambda value: value[frames])
 
     def expand(self, batch: int) -> "Motion":
-        """A motion of one frame as one of ``batch`` equal frames, without copying."""
+        """Repeat the motion of one frame ``batch`` times, without copying."""
         return self._map(lambda value: value.expand(batch, *value.shape[1:]))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Motion":
@@ -43,7 +43,7 @@ class Motion:
 
 
 def join(motions: list[Motion]) -> Motion:
-    """The motions of a film's pieces as one motion of the whole film; pictures are left out."""
+    """Join the motions of a film's pieces to one motion of the whole film; images are left out."""
     affine = None
     if motions[0].affine is not None:
         affine = torch.cat([motion.affine for motion in motions if motion.affine is not None])
@@ -52,7 +52,11 @@ def join(motions: list[Motion]) -> Motion:
 
 @dataclass
 class SourceState:
-    """All that depends on the source alone, computed once and used for every driving frame."""
+    """All that depends on the source alone, computed once and used for every driving frame.
+
+    ``features`` are the generator's, coarsest first. ``structure`` and ``context`` are refinement's: the source's
+    structure features, and the projected features of each scale, coarsest first.
+    """
 
     image: Float[Tensor, "b 3 h w"]
     motion: Motion
@@ -61,8 +65,10 @@ class SourceState:
     context: list[Tensor] = field(default_factory=list)
 
     def expand(self, batch: int) -> "SourceState":
-        """A source of batch 1 in front of ``batch`` driving frames, without copying; a source of that batch as it is.
-        MinimodelError for any other."""
+        """Repeat a source of batch 1 for ``batch`` driving frames, without copying.
+
+        A source of that batch is returned as it is. Any other batch raises a `MinimodelError`.
+        """
         if len(self.image) == batch:
             return self
         if len(self.image) != 1:
@@ -82,10 +88,10 @@ class SourceState:
 
 @dataclass
 class CoarseMotion:
-    """What a prior makes of a pair: flow F_0, occlusion logits O_0, and the masks and part flows they came from.
+    """The coarse motion of a pair: flow F_0, occlusion logits O_0, and the masks and part flows that combine to F_0.
 
-    ``occlusions`` are logits for several resolutions, coarsest first, O_0 among them, where the model has such masks;
-    ``background`` is A_bg where the background was allowed to move.
+    Flows are normalised. ``occlusions`` are logits at several resolutions, coarsest first, with O_0 among them; the
+    list is empty for priors with one resolution only. ``background`` is A_bg where the background may move.
     """
 
     flow: Float[Tensor, "b 2 h w"]
@@ -98,18 +104,25 @@ class CoarseMotion:
 
 @runtime_checkable
 class StructureLookup(Protocol):
-    """How alike the structures of two frames are, as `minimodel.correlation.Correlation` tells it."""
+    """A measure of how alike the structures of two frames are, such as `minimodel.correlation.Correlation`."""
 
-    def volume(self) -> Float[Tensor, "b h w height width"]: ...
+    def volume(self) -> Float[Tensor, "b h w height width"]:
+        """The scores of all driving with all source positions."""
+        ...
 
-    def __call__(self, flow: Float[Tensor, "b 2 hi wi"]) -> Float[Tensor, "b features h w"]: ...
+    def __call__(self, flow: Float[Tensor, "b 2 hi wi"]) -> Float[Tensor, "b features h w"]:
+        """The scores around the ends of a normalised flow."""
+        ...
 
 
 @dataclass(kw_only=True)
 class Stages:
-    """How a source moves to a driving frame: ``flows`` and ``occlusions`` (logits) list the coarse stage first, then
-    one of each scale; ``warped_source`` is the source moved by the last flow; ``correlation`` is there when the model
-    refines."""
+    """The stages in which a source moves to a driving frame.
+
+    ``flows`` (normalised) and ``occlusions`` (logits) list the coarse stage first, then one stage of each scale,
+    coarsest first. ``warped_source`` is the source moved by the last flow. Models that refine also give their
+    ``correlation``.
+    """
 
     flows: list[Tensor]
     occlusions: list[Tensor]
@@ -120,8 +133,11 @@ class Stages:
 
 @dataclass(kw_only=True)
 class Output(Stages):
-    """A rendered frame with every stage on the way to it; ``painted`` is what the generator made, before the last step
-    that blends it with ``warped_source`` by the last occlusion (without that step it is the image)."""
+    """A rendered frame, ``image``, with every stage on the way to it.
+
+    ``painted`` is the generator's picture before the last step, which blends ``painted`` with ``warped_source`` by the
+    last occlusion. Without that step ``painted`` is the image. Both are RGB in [0, 1].
+    """
 
     image: Float[Tensor, "b 3 h w"]
     painted: Float[Tensor, "b 3 h w"]
@@ -129,8 +145,11 @@ class Output(Stages):
 
 @dataclass
 class TrainingPair:
-    """What a loss term may look at in a training step: the batch (pictures, and labels where a source of pairs has
-    some), what was encoded of source and driving frame, and how the source moved."""
+    """The inputs of a loss term in one training step.
+
+    ``batch`` holds the pictures, and labels if the source of pairs gives any. ``source`` and ``driving`` are the
+    encoded frames, ``stages`` the motion between them.
+    """
 
     batch: dict[str, Tensor]
     source: SourceState

@@ -1,7 +1,7 @@
-"""Motion priors: what finds motion in one frame, and makes a coarse flow of the motion of two frames.
+"""Motion priors find the motion of one frame, and compute a coarse flow from the motion of two frames.
 
-`Prior` says what `AnimationModel` asks of one; four of them are here. `build_prior` makes the one that a `ModelConfig`
-names.
+`Prior` is the protocol that `AnimationModel` relies on; four priors are here. `build_prior` builds the prior that a
+`ModelConfig` names.
 
 Notebook: ``notebooks/11_train_a_full_model.ipynb``.
 """
@@ -28,20 +28,20 @@ from minimodel.motion import CoarseMotion, Motion, StructureLookup, TrainingPair
 from minimodel.tokens import TokenDetector
 from minimodel.warping import size_of
 
-# What a batch of training pairs holds beside pictures for a prior that moves by landmarks.
+# The labels beside pictures in a batch of training pairs, for a prior that moves by landmarks.
 LANDMARK_LABELS = ("source_landmarks", "driving_landmarks", "source_parts", "driving_parts")
 
 
 @runtime_checkable
 class Prior(Protocol):
-    """What `AnimationModel` asks of a motion prior. Any ``nn.Module`` with these members can be one; whoever inherits
-    from this class as well gets the defaults.
+    """The members of a motion prior that `AnimationModel` uses. Any ``nn.Module`` with these members is a prior; a
+    class that inherits from `Prior` as well gets the defaults.
 
-    ``step``: both sides of a picture must be multiples of it.
-    ``labels``: what a training batch must hold beside pictures, such as `LANDMARK_LABELS`.
+    ``step``: both sides of a picture must be multiples of this number.
+    ``labels``: names of the labels that a training batch needs beside pictures, such as `LANDMARK_LABELS`.
     ``moves_by_landmarks``: whether given landmarks can take the place of pictures.
-    ``droppable_parts``: of how many parts the flow can do without some, which training then drops at random.
-    ``compares_pixels``: whether its pictures are also trained by their L1 distance.
+    ``droppable_parts``: the number of parts that training may drop at random; 0 for none.
+    ``compares_pixels``: whether the loss has an L1 distance of pictures as well.
     """
 
     step: int = 1
@@ -51,7 +51,7 @@ class Prior(Protocol):
     compares_pixels: bool = False
 
     def detect(self, image: Float[Tensor, "b 3 h w"]) -> Motion:
-        """The motion that is seen in pictures."""
+        """Find the motion in pictures."""
         ...
 
     def __call__(
@@ -65,20 +65,23 @@ class Prior(Protocol):
     ) -> CoarseMotion:
         """The coarse flow from the motion ``start``, of the ``source`` picture, to the motion ``end``.
 
-        ``correlation`` is there when the model refines. ``part_scales`` are those of `dense_motion.dropout_scales`,
-        in the training of a prior with ``droppable_parts``.
+        ``correlation`` is None for a model that doesn't refine. ``part_scales`` are those of
+        `dense_motion.dropout_scales`, in the training of a prior with ``droppable_parts``.
         """
         ...
 
     def structure_points(self, motion: Motion) -> Float[Tensor, "b k 2"]:
-        """The points that refinement's structure encoders see; all points by default."""
+        """The points for refinement's structure encoders; all points by default."""
         return motion.points
 
     def detection_terms(
         self, frame: Float[Tensor, "b 3 h w"], motion: Motion, transform: tps.Spline
     ) -> dict[str, Tensor]:
-        """Terms for the loss from ``frame`` alone, in which ``motion`` was detected: by default what is detected in the
-        frame as ``transform`` bends it should be what was detected in the frame, bent (MRFA Eq. 12)."""
+        """Terms for the loss that need one frame only; ``motion`` was detected in ``frame``.
+
+        By default these are the equivariance losses (MRFA Eq. 12): the motion of the frame bent by ``transform``
+        should be the motion of the frame, bent by ``transform``.
+        """
         moved = self.detect(losses.transformed_frame(frame, transform))
         terms = {"points": losses.equivariance_points(motion.points, moved.points, transform)}
         if motion.affine is not None and moved.affine is not None:
@@ -86,12 +89,14 @@ class Prior(Protocol):
         return terms
 
     def loss_terms(self, pair: TrainingPair) -> dict[str, Tensor]:
-        """Further terms of its own for the loss, by the names of their weights in
-        `minimodel.training.objective.LossWeights`; none by default."""
+        """Further terms of this prior for the loss; none by default.
+
+        The keys are the names of the terms' weights in `minimodel.training.objective.LossWeights`.
+        """
         return {}
 
     def timed_modules(self) -> dict[str, list[nn.Module]]:
-        """Modules whose time a benchmark tells apart, by stage; none lies inside another."""
+        """Modules by stage, for a benchmark that times each stage; no module may lie inside another."""
         return {}
 
 
@@ -99,7 +104,7 @@ class AffinePrior(nn.Module, Prior):
     """Points and affine matrices, and the flow that their parts combine to (MRFA section 3.1).
 
     ``detector`` gives both for a picture: an hourglass (`KeypointDetector`) or a transformer (`TokenDetector`).
-    ``dense_motion`` sees the source at 1 / ``scale`` of its side.
+    ``dense_motion`` gets the source at 1 / ``scale`` of its side.
     """
 
     def __init__(self, detector: KeypointDetector | TokenDetector, dense_motion: DenseMotion, *, scale: int):
@@ -131,9 +136,10 @@ class AffinePrior(nn.Module, Prior):
 class SplinePrior(nn.Module, Prior):
     """Splines of several points, between which parts bend, and a background that may move (TPSM section 3.1).
 
-    ``points`` is the number of points of each spline, whose first parts come first in a `Motion`. The published
-    ``detector`` gives the positions of all points at once (`SplineDetector`). Read from heatmaps (`KeypointDetector`)
-    they are learnt from far fewer pairs: after 6000, `tiny` has 25.1 instead of 22.9 dB on the benchmark.
+    ``points`` is the number of points of each spline. A `Motion` lists the first spline's points first. The published
+    ``detector`` gives the positions of all points at once (`SplineDetector`). Points read from heatmaps
+    (`KeypointDetector`) are learnt from far fewer pairs: after 6000 pairs, `tiny` has 25.1 instead of 22.9 dB on the
+    benchmark.
     """
 
     def __init__(
@@ -171,7 +177,7 @@ class SplinePrior(nn.Module, Prior):
         *,
         part_scales: Float[Tensor, "b k"] | None = None,
     ) -> CoarseMotion:
-        """The background moves if ``end`` has its picture."""
+        """The coarse flow; the background moves if ``end`` has an image."""
         small = F.avg_pool2d(source, self.scale)
         size = size_of(small)
         source_points, driving_points = (
@@ -187,7 +193,7 @@ class SplinePrior(nn.Module, Prior):
         return dataclasses.replace(coarse, background=matrix)
 
     def loss_terms(self, pair: TrainingPair) -> dict[str, Tensor]:
-        """ "background": what the predictor takes for background should be what the masks leave to it."""
+        """The term "background": the predictor's background mask should be the background's mask of the dense flow."""
         assert pair.stages.coarse.masks is not None, "splines come with masks"
         logits = self.background.logits(self.background.resized(pair.batch["driving"]))
         return {"background": losses.background_mask_loss(logits, pair.stages.coarse.masks)}
@@ -203,8 +209,9 @@ class SplinePrior(nn.Module, Prior):
 class LandmarkPrior(nn.Module, Prior):
     """Landmarks, and the flow that follows from them (S2D section 3.2).
 
-    They are given, or found by ``self.detector``, the shipped one unless another is set. The detector is trained on its
-    own and isn't a part of this model: its weights are neither trained nor saved with it, but move with it to a device.
+    Landmarks are given, or found by ``self.detector``: the shipped detector unless `use_detector` sets another. The
+    detector is trained on its own and isn't a part of the model: the detector's weights are neither trained nor saved
+    with the model's. The detector does move with the model to a device.
     """
 
     labels = LANDMARK_LABELS
@@ -218,8 +225,8 @@ class LandmarkPrior(nn.Module, Prior):
         self.use_detector(None)
 
     def use_detector(self, detector: LandmarkDetector | None) -> None:
-        """Find landmarks with this one; None is the shipped one, which is loaded when it is first needed."""
-        object.__setattr__(self, "detector", detector)  # past nn.Module, which would make it a part of this one
+        """Find landmarks with ``detector``; None is the shipped detector, which is loaded when first needed."""
+        object.__setattr__(self, "detector", detector)  # past nn.Module, which would register the detector as a part
 
     def _apply(self, fn, recurse=True):
         if self.detector is not None:
@@ -246,11 +253,11 @@ class LandmarkPrior(nn.Module, Prior):
     def detection_terms(
         self, frame: Float[Tensor, "b 3 h w"], motion: Motion, transform: tps.Spline
     ) -> dict[str, Tensor]:
-        """None: landmarks are given."""
+        """No terms, as landmarks are given."""
         return {}
 
     def loss_terms(self, pair: TrainingPair) -> dict[str, Tensor]:
-        """ "parsing": the parts of the face, moved, beside those of the driving frame (S2D Eq. 7)."""
+        """The term "parsing": the warped parsing map should be that of the driving frame (S2D Eq. 7)."""
         parts = pair.batch["source_parts"], pair.batch["driving_parts"]
         return {"parsing": losses.parsing_loss(parts[0], pair.stages.flows[-1], parts[1])}
 
@@ -286,7 +293,7 @@ class NoPrior(nn.Module, Prior):
 
 
 def build_prior(config: ModelConfig) -> Prior:
-    """The prior that ``config.prior`` names, with fresh weights."""
+    """Build the prior that ``config.prior`` names, with fresh weights."""
     scale = dict(scale=config.coarse_scale)
     if config.prior == "affine":
         return AffinePrior(_detector(config, config.points, with_affine=True), _dense_motion(config), **scale)
@@ -314,7 +321,7 @@ def _detector(config: ModelConfig, points: int, **options: bool) -> KeypointDete
 
 def _dense_motion(config: ModelConfig, **options: int) -> DenseMotion:
     sizes = dataclasses.asdict(config.dense_motion)
-    if config.generator == "inpainting" and not config.refine:  # refinement makes occlusions for every scale itself
+    if config.generator == "inpainting" and not config.refine:  # refinement predicts occlusions for every scale itself
         # One occlusion for each scale of the generator, as far as the hourglass reaches down.
         finer = config.coarse_scale.bit_length() - 1
         coarser = min(config.inpainting.levels - finer, config.dense_motion.levels - 1)
@@ -346,7 +353,7 @@ def _landmark_motion(config: ModelConfig) -> LandmarkMotion:
         local=dataclasses.asdict(config.local_branch),
         size=config.image_size,
         scale=config.whole_scale,
-        # The residual generator makes its own mask. Whoever gates or refines needs a first guess.
+        # The residual generator predicts its own mask. Gating and refinement need a first guess.
         with_occlusion=config.refine or config.generator != "residual",
         adain=config.adain,
         add_motion=config.add_motion,

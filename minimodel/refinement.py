@@ -29,10 +29,12 @@ class UpdaterWidths:
 
 
 class FlowUpdater(nn.Module):
-    """One step psi of Eq. 4: current flow, correlation around it and warped source features -> what to add to the flow
-    and to the occlusion. Four convolution modules, shared by all iterations and so by all resolutions. Flows inside are
-    in pixels of the current resolution, the steps of the flow filters. The correlation comes as patches whose steps are
-    pixels of the volume: where the two resolutions differ, so do these steps.
+    """Predicts one update of flow and occlusion logits: the step psi of MRFA Eq. 4.
+
+    Inputs are the current flow (normalised), the correlation around the flow, and the warped source features. Four
+    convolution modules are shared by all iterations, and so by all resolutions. Inside, flows are in pixels of the
+    current resolution. The correlation comes as patches with a step of one pixel of the volume: where the two
+    resolutions differ, so do these units.
     """
 
     def __init__(self, correlation_features: int, widths: UpdaterWidths, *, warped_source: bool = True):
@@ -60,7 +62,7 @@ class FlowUpdater(nn.Module):
     ) -> tuple[Float[Tensor, "b 2 h w"], Float[Tensor, "b 1 h w"]]:
         size = size_of(flow)
         pixels = _channels_last(flow_to_pixels(flow))
-        # A 1x1 convolution and upsampling can change places; in this order the convolution sees fewer pixels.
+        # A 1x1 convolution and upsampling can change places; in this order the convolution has fewer pixels.
         correlation = F.relu(resize_flow(self.correlation_in(_channels_last(correlation)), size), inplace=True)
         correlation = F.relu(self.correlation(correlation), inplace=True)
         motion = F.relu(self.motion(torch.cat([correlation, self.flow(pixels)], dim=1)), inplace=True)
@@ -73,8 +75,11 @@ class FlowUpdater(nn.Module):
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """The layout in which convolutions are quickest, for all inputs: `torch.cat` keeps a layout only if they share it,
-    and otherwise each convolution after it copies what it reads."""
+    """Bring an input to channels_last, in which convolutions are quickest.
+
+    `torch.cat` keeps a layout only if all its inputs share the layout; otherwise each later convolution copies its
+    input.
+    """
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -86,11 +91,12 @@ def _head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 class MotionRefiner(nn.Module):
-    """The loop over scales, coarsest first, with Eq. 7: at every scale the coarse flow is resized afresh, and only the
-    residuals are upsampled and summed, so that the detail of F_0 is never lost in its own downsampling.
+    """Refines flow and occlusion in a loop over scales, coarsest first (MRFA Eq. 4-7).
 
-    ``iterations`` counts scales from the coarsest; finer ones reuse the upsampled residuals. ``update_flow``,
-    ``update_occlusion`` and ``warped_source`` switch off one path each, for the paper's Table 4.
+    At every scale the coarse flow F_0 is resized afresh, and only the residuals are upsampled and summed (Eq. 7), so
+    that no detail of F_0 is lost by downsampling. ``iterations`` counts scales from the coarsest; finer scales reuse
+    the upsampled residuals. ``update_flow``, ``update_occlusion`` and ``warped_source`` False switch off one path each,
+    for the paper's Table 4. ``iterations`` outside 1 to the number of scales raises a `MinimodelError`.
     """
 
     def __init__(
@@ -116,13 +122,16 @@ class MotionRefiner(nn.Module):
         self.projections = nn.ModuleList(nn.Conv2d(channels, widths.context[0], 1) for channels in projected)
 
     def project(self, features: list[Tensor]) -> list[Tensor]:
-        """The source's features of each scale (coarsest first) -> context for the updater; needed once a source."""
+        """Project the source's features of each scale (coarsest first) to context for the updater, once a source."""
         return [projection(feature) for projection, feature in zip(self.projections, features)]
 
     def forward(
         self, coarse: CoarseMotion, correlation: Correlation, context: list[Tensor], sizes: list[tuple[int, int]]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """-> the flows F_i and occlusion logits O_i, one each for every one of ``sizes``, coarsest first."""
+        """The refined flows F_i (normalised) and occlusion logits O_i, one of each ``sizes`` = (h, w), coarsest first.
+
+        ``context`` is that of `project`.
+        """
         flow_residual = torch.zeros_like(resize_flow(coarse.flow, sizes[0]))
         occlusion_residual = torch.zeros_like(resize_flow(coarse.occlusion, sizes[0]))
         flows, occlusions = [], []

@@ -11,7 +11,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def pick_device(name: Device = "auto") -> torch.device:
-    """The device of this name; "auto" is CUDA where there is one, else Apple's MPS, else the CPU."""
+    """The device of this name; "auto" is CUDA if available, else Apple's MPS, else the CPU."""
     if name != "auto":
         return torch.device(name)
     if torch.cuda.is_available():
@@ -20,20 +20,25 @@ def pick_device(name: Device = "auto") -> torch.device:
 
 
 def ready_to_render(model: Module, device: torch.device | str | None = None) -> Module:
-    """The model in evaluation mode, on ``device``, with the channels of a pixel side by side in memory: the layout in
-    which convolutions of this size are quickest, by 6 to 15 %."""
+    """Bring a model to evaluation mode, to ``device`` and to `channels_last`.
+
+    Convolutions of this size are quickest in this layout, by 6 to 15 %.
+    """
     return channels_last(model.eval(), device)
 
 
 def channels_last(model: Module, device: torch.device | str | None = None) -> Module:
-    """The model on ``device``, with the channels of a pixel side by side in memory."""
+    """Bring a model to ``device``, with the channels of a pixel side by side in memory."""
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what torch frees. Otherwise the pages of large tensors go back to the kernel after each operation,
-    which clears them for the next one: a tenth of a CPU's time in training, a fifth in rendering. Other systems'
-    allocators are left as they are."""
+    """Make glibc keep memory that torch frees.
+
+    Otherwise the pages of large tensors go back to the kernel after each operation, and the kernel clears the pages for
+    the next one: a tenth of a CPU's time in training, a fifth in rendering. The allocators of other systems are left as
+    they are.
+    """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # no glibc

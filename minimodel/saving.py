@@ -1,5 +1,5 @@
-"""Files that are written whole or not at all; and weight files: safetensors that say what they hold, so that loading
-needs neither pickles nor guesses."""
+"""Files that are written whole or not at all, and weight files: safetensors with metadata that describe the network,
+so that loading needs neither pickles nor guesses."""
 
 import json
 import os
@@ -18,14 +18,21 @@ from minimodel.errors import MinimodelError
 Built = TypeVar("Built")
 WEIGHTS = Path(__file__).parent / "weights"
 FORMAT_VERSION = "1"
-# How files begin that don't hold an animation model.
+# The first letters of the names of files that hold other networks than an animation model.
 OTHER_NETWORKS = ("avd-", "features", "assessors", "landmarks", "lpips")
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Where to write what shall be in ``path``, whole or not at all: it takes that name when all went well, and else it
-    is gone. What can't be written is known on entering, before minutes of work."""
+    """Write the file ``path`` whole or not at all.
+
+    The context gives the name of an unfinished file. That file is renamed to ``path`` when the context ends, and
+    deleted after an exception. A path that can't be written raises a `MinimodelError` on entering, before minutes of
+    work.
+
+    >>> with whole_file(path) as unfinished:
+    ...     unfinished.write_text(text)
+    """
     if path.is_dir():
         raise MinimodelError(f"{path}: is a directory, expected the name of a file to write")
     unfinished = path.with_name(f".unfinished-{path.name}")
@@ -38,7 +45,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield unfinished
         os.replace(unfinished, path)
     except OSError as error:
-        if error.filename is None:  # what a full disk says doesn't name the file
+        if error.filename is None:  # the error of a full disk doesn't name the file
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
@@ -46,19 +53,25 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def make_metadata(config: str, **more: str) -> dict[str, str]:
-    """``config`` is the network's sizes as JSON. Every network but `AnimationModel` adds its ``kind``."""
+    """The metadata of a weight file; ``config`` holds the network's sizes as JSON.
+
+    Every network but `AnimationModel` adds its ``kind``.
+    """
     return {"format": "minimodel", "version": FORMAT_VERSION, "config": config} | more
 
 
 def write_weights(network: nn.Module, path: str | Path, metadata: dict[str, str]) -> None:
+    """Write a network's weights and ``metadata`` as a safetensors file."""
     # safetensors' own save_file would leave a file that only its owner can read.
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
     Path(path).write_bytes(save(state, metadata=metadata))
 
 
 def read_config(path: Path, kind: str, build: Callable[[str], Built]) -> Built:
-    """What ``build`` makes of the configuration that a weight file of ours holds; a MinimodelError if it is another
-    version's."""
+    """Call ``build`` with the configuration in one of our weight files, and return the result.
+
+    A configuration of another version, and any other file, raise a `MinimodelError`.
+    """
     text = read_metadata(path, kind)["config"]
     try:
         return build(text)
@@ -67,8 +80,10 @@ def read_config(path: Path, kind: str, build: Callable[[str], Built]) -> Built:
 
 
 def read_metadata(path: Path, kind: str = "animation") -> dict[str, str]:
-    """The metadata of a weight file of ours that holds a ``kind`` of network; a MinimodelError for any other file.
-    Nothing is unpickled."""
+    """The metadata of one of our weight files that holds a network of ``kind``.
+
+    Any other file raises a `MinimodelError`. Nothing is unpickled.
+    """
     if path.is_dir():
         raise MinimodelError(f"{path}: is a directory, expected a .safetensors file")
     try:
@@ -89,7 +104,7 @@ def read_metadata(path: Path, kind: str = "animation") -> dict[str, str]:
 
 
 def holds_kind(path: Path, kind: str) -> bool:
-    """Whether a file is one of ours that holds this kind of network; False for any other file, broken ones included."""
+    """Whether a file is a weight file with a network of ``kind``; False for any other file, broken ones included."""
     try:
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get("kind") == kind
@@ -98,8 +113,10 @@ def holds_kind(path: Path, kind: str) -> bool:
 
 
 def load_weights_into(network: nn.Module, path: Path) -> None:
-    """Put a file's weights into the network that its metadata describe; a MinimodelError if they don't fit, as those of
-    an older version of this network."""
+    """Load a file's weights into ``network``.
+
+    Weights that don't fit, such as those of an older version of the network, raise a `MinimodelError`.
+    """
     try:
         network.load_state_dict(load_file(path))
     except RuntimeError as error:
@@ -110,13 +127,13 @@ def load_weights_into(network: nn.Module, path: Path) -> None:
 
 @dataclass(frozen=True)
 class WeightsCard:
-    """What is known of shipped weights; more is in the README beside them."""
+    """The facts about shipped weights; more is in the README beside the files."""
 
     name: str
-    """For `AnimationModel.load` and ``--weights``."""
+    """The name for `AnimationModel.load` and ``--weights``."""
     preset: str
     image_size: int
-    """Side in pixels of the pictures that the model was trained at."""
+    """The side in pixels of the training pictures."""
     megabytes: float
     trained_on: str
     scores: dict[str, float]
@@ -124,7 +141,7 @@ class WeightsCard:
 
 
 def available_weights() -> list[WeightsCard]:
-    """The animation models that come with the package.
+    """List the animation models that come with the package.
 
     >>> [card.name for card in available_weights()]
     """
@@ -144,8 +161,11 @@ def shipped_models() -> list[str]:
 
 
 def find_weights(name_or_path: str | Path, shipped: list[str] | None = None) -> Path:
-    """The path of a weight file: as given, or of one of those that are ``shipped``, by name; unless given those are the
-    animation models."""
+    """The path of a weight file, given by its path or by the name of a shipped one.
+
+    ``shipped`` are the names to choose from, by default those of the animation models. A `MinimodelError` is raised for
+    anything else.
+    """
     path = Path(name_or_path)
     if path.exists():
         return path

@@ -1,4 +1,4 @@
-"""Pictures of pictures, flows and masks: everything the notebooks and the training strips draw with."""
+"""Drawings of pictures, flows and masks, for the notebooks and the training strips."""
 
 import base64
 import io
@@ -18,8 +18,11 @@ from minimodel.warping import resize_flow, to_pixels
 
 
 def flow_colors(flow: Float[Tensor, "b 2 h w"], *, largest: float | None = None) -> Float[Tensor, "b 3 h w"]:
-    """Direction as hue, length as saturation: no motion is white, ``largest`` (normalised; by default the longest
-    vector of the batch) is fully coloured."""
+    """Colour a flow: direction is hue, length is saturation.
+
+    No motion is white. Vectors of length ``largest`` (normalised; by default the longest of the batch) are fully
+    coloured.
+    """
     length = flow.norm(dim=1)
     largest = largest or float(length.max().clamp_min(1e-8))
     angle = torch.atan2(flow[:, 1], flow[:, 0]) / (2 * torch.pi) % 1
@@ -28,14 +31,17 @@ def flow_colors(flow: Float[Tensor, "b 2 h w"], *, largest: float | None = None)
 
 
 def heat(values: Float[Tensor, "b 1 h w"], *, largest: float = 1.0) -> Float[Tensor, "b 3 h w"]:
-    """A map of one channel in the viridis colours, 0 to ``largest``."""
+    """Colour a map of one channel in viridis, from 0 to ``largest``."""
     colours = matplotlib.colormaps["viridis"]((values[:, 0] / largest).clamp(0, 1).detach().cpu().numpy())
     return torch.from_numpy(colours[..., :3]).float().permute(0, 3, 1, 2)
 
 
 def grid(rows: list[Float[Tensor, "_b _c _h _w"]], *, size: int | None = None, gap: int = 2) -> Float[Tensor, "3 h w"]:
-    """One row of pictures for each batch, with white lines between; pictures are brought to ``size`` (by repeating
-    pixels where they grow, so that small pictures stay honest)."""
+    """Join batches of pictures to one picture, a row for each batch, with white lines of ``gap`` pixels between.
+
+    Pictures are resized to ``size`` pixels a side. Smaller pictures are enlarged by repeating pixels, so that their
+    pixels stay visible.
+    """
     size = size or max(row.shape[-1] for row in rows)
     tiles = []
     for row in rows:
@@ -48,8 +54,10 @@ def grid(rows: list[Float[Tensor, "_b _c _h _w"]], *, size: int | None = None, g
 
 
 def draw_pictures(rows: dict[str, Tensor], *, columns: list[str] | None = None, side: float = 1.5) -> Figure:
-    """Rows of pictures (N, 3 or 1, H, W), each with its name and a thin grey frame (white on white would have no
-    edge), pixels left square; ``side`` is in inches."""
+    """Draw rows of pictures (N, 3 or 1, H, W), each row with its name.
+
+    Pictures have a thin grey frame, as white on white would have no edge. ``side`` is a picture's side in inches.
+    """
     count = max(len(row) for row in rows.values())
     figure, axes = plt.subplots(len(rows), count, figsize=(side * count, side * len(rows)), squeeze=False)
     for line, (name, row) in zip(axes, rows.items(), strict=True):
@@ -68,16 +76,16 @@ def draw_pictures(rows: dict[str, Tensor], *, columns: list[str] | None = None, 
 
 
 def pictures(rows: dict[str, Tensor], *, columns: list[str] | None = None, side: float = 1.5) -> None:
-    """`draw_pictures`, shown."""
+    """Show the figure of `draw_pictures`."""
     draw_pictures(rows, columns=columns, side=side)
     plt.show()
 
 
 def playground(draw: Callable[..., Figure], **widgets):
-    """Widgets above the figure that ``draw`` makes of their values, and makes again whenever one of them is moved.
+    """Show widgets above the figure that ``draw`` returns for their values, drawn again whenever a widget is moved.
 
-    The figure is a picture widget, not output of the cell: that is quicker, and what captures the output of widgets
-    differs between notebooks, tests and static pages. Where no widgets are drawn, as on a code host, one sees the first
+    The figure is a picture widget, not output of the cell: this is quicker, and the way to capture the output of
+    widgets differs between notebooks, tests and static pages. Pages without widgets, as on a code host, show the first
     figure.
     """
     from ipywidgets import Image, Layout, VBox
@@ -86,8 +94,8 @@ def playground(draw: Callable[..., Figure], **widgets):
         def _repr_mimebundle_(self, **options) -> dict:
             return super()._repr_mimebundle_(**options) | {"image/png": base64.b64encode(picture.value).decode()}
 
-    # A box stretches what is in it to the page's width: a square picture wouldn't fit on a screen with its sliders. And
-    # a wide one is reduced to that width, to which widgets add a margin: the box would have to scroll.
+    # A box stretches its content to the page's width: a square picture wouldn't fit on a screen with its sliders. A
+    # wide picture is reduced to that width, to which widgets add a margin: the box would have to scroll.
     picture = Image(layout=Layout(align_self="flex-start", margin="0"))
 
     def redraw(_=None) -> None:
@@ -112,18 +120,20 @@ def dots(axis, points: Float[Tensor, "k 2"], size: tuple[int, int], **style) -> 
 
 
 def film(frames: Float[Tensor, "t 3 h w"], *, fps: int = 12, side: int = 192):
-    """Frames as an animation that a notebook holds within itself, and shows wherever it is displayed, ``side`` pixels
-    high: it is the viewer who enlarges them, which keeps notebooks small."""
+    """Show frames as an animation that is stored in the notebook.
+
+    The viewer enlarges the animation to ``side`` pixels in height, which keeps notebooks small.
+    """
     from IPython.display import Image
 
     height, width = frames.shape[-2:]
     pixels = (frames.detach().cpu().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     file = io.BytesIO()
     iio.imwrite(file, pixels, extension=".gif", duration=1000 / fps, loop=0)
-    # Labelled as PNG, which every viewer of notebooks embeds; browsers look at the bytes, and play it.
+    # The label is PNG, which every viewer of notebooks embeds; browsers go by the bytes, and play the GIF.
     return Image(data=file.getvalue(), format="png", width=round(side * width / height), height=side)
 
 
 def save_picture(picture: Float[Tensor, "3 h w"], path: str | Path) -> None:
-    """Write a PNG."""
+    """Write a picture as a PNG file."""
     iio.imwrite(path, (picture.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())

@@ -23,11 +23,11 @@ TRUNK_SCALE = 4  # patches are cut from features at H/4
 
 
 def sine_positions(size: tuple[int, int], width: int, *, device=None) -> Float[Tensor, "n width"]:
-    """sin(f x), cos(f x), sin(f y), cos(f y) at every cell's centre of ``size`` = (h, w), row by row; a quarter of
-    ``width`` frequencies f each.
+    """Encode the positions of all cells of ``size`` = (h, w), row by row, as sin(f x), cos(f x), sin(f y), cos(f y).
 
-    In normalised units, so that a place is the same vector at every resolution. The slowest wave is two images long, so
-    that no two places are alike; the quickest is an eighth of the image.
+    Each of the four has ``width`` / 4 frequencies f. Positions are normalised, so that a place has the same vector at
+    every resolution. The slowest wave is two images long, so that no two places have the same vector; the quickest is
+    an eighth of the image.
     """
     frequencies = torch.pi * 2 ** torch.linspace(-1, 3, width // 4, device=device)
     angles = frequencies[:, None, None] * identity_grid(*size, device=device)[:, None]
@@ -36,27 +36,29 @@ def sine_positions(size: tuple[int, int], width: int, *, device=None) -> Float[T
 
 
 def spread_points(count: int) -> Float[Tensor, "k 2"]:
-    """``count`` points within [-0.8, 0.8], far from each other: multiples of two irrational steps, modulo 1 (Roberts'
-    R2 sequence)."""
+    """Place ``count`` points within [-0.8, 0.8], far from each other.
+
+    The points are multiples of two irrational steps, modulo 1 (Roberts' R2 sequence).
+    """
     step = torch.tensor([0.7548776662466927, 0.5698402909980532])
     return 1.6 * ((0.5 + torch.arange(count)[:, None] * step) % 1) - 0.8
 
 
 class TokenDetector(nn.Module):
-    """Image -> K points inside it and K affine matrices, found without labels.
+    """Finds K points and K affine matrices in an image by a transformer; trained without labels.
 
-    A small trunk of convolutions brings the image to H/4; each ``patch`` x ``patch`` of its features is a token. Before
-    them go K point tokens and K affine tokens, which are learned, and in each of ``depth`` layers every token attends
-    to all. Patches receive their positions before every layer. What comes out of an affine token gives its matrix. What
-    comes out of a point token is compared with every place at H/4, and the soft-argmax of that is its point. The
-    image's sides must be divisible by ``self.step``.
+    A small trunk of convolutions brings the image to H/4; each ``patch`` x ``patch`` of its features is a token. K
+    point tokens and K affine tokens, which are learned, stand before the patches. In each of ``depth`` layers every
+    token attends to all. Patches receive their positions before every layer. A linear layer turns each affine token
+    into a matrix. Each point token is compared with every position at H/4, and the soft-argmax of these scores is the
+    point (normalised). An image whose sides are no multiples of ``self.step`` raises a `MinimodelError`.
 
-    MTIA reads the point from its token by a linear layer, and trains for days. In a test on landmarks, 180 steps of 8
-    faces of 64 pixels, that learnt little more than where faces are on average (2.6 pixels off); comparing was 1.0 off
-    after 150, the hourglass 1.1.
+    MTIA reads each point from its token by a linear layer, and trains for days. In a test on landmarks, 180 steps of 8
+    faces of 64 pixels, the linear layer learnt little more than the average face (2.6 pixels off). Comparison was 1.0
+    pixels off after 150 steps, the hourglass 1.1.
     """
 
-    # Of the soft-argmax. At the hourglass's 0.1 points jump about at first: their loss was two to three times as high.
+    # Of the soft-argmax. At the hourglass's 0.1, points jump about at first: the loss was two to three times as high.
     temperature = 0.3
     variance = 0.2  # of the Gaussian in which a point begins, in normalised units
 
@@ -81,7 +83,7 @@ class TokenDetector(nn.Module):
         self.trunk = nn.Sequential(DownBlock(3, base, norm=norm), DownBlock(base, 2 * base, norm=norm), *residuals)
         self.embed = nn.Conv2d(2 * base, width, patch, stride=patch)
         self.tokens = nn.Parameter(torch.randn(2 * points, width))
-        # Each layer is made on its own: nn.TransformerEncoder would start them all as copies of one.
+        # Each layer is built on its own: nn.TransformerEncoder would start all layers as copies of one.
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 width, heads, ratio * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
@@ -108,7 +110,7 @@ class TokenDetector(nn.Module):
         size = size_of(patches)
         positions = sine_positions(size, patches.shape[1], device=image.device)
         point_tokens, affine_tokens, patches = self.attend(rearrange(patches, "b c h w -> b (h w) c"), positions)
-        # A place is known by what is there, and by what its patch has learnt about the rest of the image.
+        # The key of a position joins its own features with those of its patch, which has attended to the whole image.
         coarse = rearrange(self.coarse_key(patches), "b (h w) c -> b c h w", h=size[0])
         keys = self.fine_key(features) + resize_flow(coarse, size_of(features))
         # Positions in bfloat16 would snap to a coarse grid, so the heads' outputs leave any autocast here.
@@ -123,7 +125,7 @@ class TokenDetector(nn.Module):
     def attend(
         self, patches: Float[Tensor, "b n width"], positions: Float[Tensor, "n width"]
     ) -> tuple[Float[Tensor, "b k width"], Float[Tensor, "b k width"], Float[Tensor, "b n width"]]:
-        """What the K point tokens, the K affine tokens and the patches, in any order, have become by looking at all."""
+        """Run the layers: point tokens, affine tokens and patches (in any order), after attention to all tokens."""
         x = torch.cat([repeat(self.tokens, "k c -> b k c", b=len(patches)), patches], dim=1)
         # Motion tokens have no place of their own.
         positions = torch.cat([torch.zeros_like(self.tokens), positions])

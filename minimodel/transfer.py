@@ -1,8 +1,9 @@
-"""Whose points drive? Three ways to hand the motion of one person to another (TPSM section 3.4).
+"""Three ways to transfer the motion of one person to another (TPSM section 3.4).
 
-All that the model learns of a driving frame is its `Motion`. The points in it lie where the *driving* person's face is,
-so between two people they carry shape as well as movement. `standard` takes them as they are, `relative` only how they
-have moved, `avd` lets a small network put them onto the source's shape; `transfer` does one of them for a whole film.
+The driving frame enters the model as a `Motion` only. The points of this motion lie on the *driving* person's face, so
+between two people the points carry shape as well as movement. `standard` takes the points as they are. `relative` takes
+only their movement. `avd` puts the points onto the source's shape, by a small network. `transfer` does one of these for
+a whole film.
 
 Notebook: ``notebooks/10_motion_transfer.ipynb``.
 """
@@ -37,8 +38,9 @@ def transfer(
 ) -> Motion:
     """The motions in which to render a source of batch 1, for the motions of a film's T frames.
 
-    "relative" counts movement from ``start_frame``, or from the frame whose points lie most like the source's; "avd"
-    needs its ``network``. MinimodelError for a start frame that the film doesn't have, or without the network.
+    "relative" counts movement from ``start_frame``, by default from `best_start`. "avd" needs its ``network``. A
+    `MinimodelError` is raised for an unknown mode, for a start frame outside the film or with another mode, and for
+    "avd" without a network.
 
     >>> source, film = model.encode_source(photo), model.encode_film(frames)
     >>> pictures = model.render_film(source, transfer("relative", source.motion, film))
@@ -59,19 +61,20 @@ def transfer(
 
 
 def standard(source_motion: Motion, driving_motion: Motion) -> Motion:
-    """The driving frame's motion as it is, with the driving person's shape."""
+    """Return the driving frame's motion as it is, with the driving person's shape."""
     return driving_motion
 
 
 def relative(
     source_motion: Motion, driving_motion: Motion, start_motion: Motion, *, scale: float | None = None
 ) -> Motion:
-    """The movement since the driving video's starting frame, begun at the source:
+    """Apply the movement since the driving video's starting frame to the source:
 
     p = p_S + scale (p_D - p_start) and A = A_D A_start^-1 A_S.
 
-    Right where the starting frame and the source share a pose. ``scale`` fits the length of the movement to the
-    source's size; by default it is `movement_scale`. A source and a start of batch 1 serve all driving frames.
+    The result is right where the starting frame and the source share a pose. ``scale`` fits the length of the movement
+    to the source's size; the default is `movement_scale`. A source and a start of batch 1 serve all driving frames.
+    Motions of different kinds raise a `MinimodelError`.
     """
     _same_kind(source_motion, driving_motion, start_motion)
     factor = movement_scale(source_motion, start_motion)[:, None, None] if scale is None else scale
@@ -90,19 +93,26 @@ def _move_affine(driving: Tensor, start: Tensor, source: Tensor) -> Tensor:
 
 
 def movement_scale(source_motion: Motion, start_motion: Motion) -> Float[Tensor, "b"]:
-    """The source's size in sizes of the driving person: square roots of the areas that the points span."""
+    """The size of the source's face divided by that of the starting frame.
+
+    A size is the square root of the area of the points' convex hull. Points that span no area raise a
+    `MinimodelError`.
+    """
     return _sizes(source_motion.points) / _sizes(start_motion.points)
 
 
 def shape_distance(source_motion: Motion, driving_motion: Motion) -> Float[Tensor, "t"]:
-    """How unlike the source each driving frame's points lie, once place and size are taken out: mean squared distance
-    in units of size. Where it is smallest, `relative` starts best."""
+    """The mean squared distance of each driving frame's points to the source's, without place and size.
+
+    Points are centred and divided by the size of `movement_scale` first. `relative` starts best at the frame with the
+    smallest distance.
+    """
     source, driving = (_normalised(motion.points) for motion in (source_motion, driving_motion))
     return (driving - source).square().sum(-1).mean(-1)
 
 
 def best_start(source_motion: Motion, driving_motion: Motion) -> int:
-    """The number of the driving frame whose points lie most like the source's."""
+    """The index of the driving frame with the smallest `shape_distance` to the source."""
     return int(shape_distance(source_motion, driving_motion).argmin())
 
 
@@ -124,8 +134,10 @@ def _sizes(points: Float[Tensor, "b k 2"]) -> Float[Tensor, "b"]:
 
 
 def avd(source_motion: Motion, driving_motion: Motion, network: "AvdNetwork") -> Motion:
-    """The driving frame's pose on the source's shape, as ``network`` sees them. A source of batch 1 serves all driving
-    frames."""
+    """Put the driving frame's pose onto the source's shape, by ``network``.
+
+    A source of batch 1 serves all driving frames. Motion that the network isn't built for raises a `MinimodelError`.
+    """
     _same_kind(source_motion, driving_motion)
     source, driving = flatten(source_motion), flatten(driving_motion)
     count = driving_motion.points.shape[1]
@@ -148,24 +160,24 @@ def _same_kind(source_motion: Motion, *others: Motion) -> None:
 
 
 def flatten(motion: Motion) -> Float[Tensor, "b d"]:
-    """Points, then matrices if there are any, as one row of numbers a frame."""
+    """Join points and matrices, if there are any, to one row of numbers a frame; points come first."""
     parts = [motion.points] if motion.affine is None else [motion.points, motion.affine]
     return torch.cat([part.flatten(1) for part in parts], dim=1)
 
 
 def unflatten(numbers: Float[Tensor, "b d"], like: Motion) -> Motion:
-    """Undo `flatten`, for motion of the kind of ``like``."""
+    """Undo `flatten`, for a motion of as many points as ``like``, with matrices if ``like`` has any."""
     count = like.points[0].numel()
     affine = None if like.affine is None else numbers[:, count:].unflatten(1, like.affine.shape[1:])
     return Motion(numbers[:, :count].unflatten(1, like.points.shape[1:]), affine)
 
 
 def deformed(motion: Motion, generator: torch.Generator) -> Motion:
-    """The motion as another person might have it, for training `AvdNetwork`: stretched along x and y, shifted, and each
-    point moved a little on its own.
+    """Deform a motion at random to that of another person, for training `AvdNetwork`.
 
-    The paper says "randomly deformed" and no more. The sizes are about what tells 200 synthetic people apart in the
-    points of ``tiny``, who all look straight ahead; two people differ by 1.4 times that.
+    Points are stretched along x and y, shifted together, and each moved a little on its own. The paper has "randomly
+    deformed" and no sizes. Ours are about the spread of the points of ``tiny`` over 200 rendered people who all look
+    straight ahead; two people differ by 1.4 times that.
     """
 
     def normal(*shape: int) -> Tensor:
@@ -176,16 +188,16 @@ def deformed(motion: Motion, generator: torch.Generator) -> Motion:
     place = stretch * motion.points + 0.04 * normal(count, 1, 2) + 0.02 * normal(count, points, 2)
     affine = motion.affine
     if affine is not None:
-        # The picture is stretched on the matrix's left. On its right is the reference that nobody sees, and that
-        # needn't be the same for two people.
+        # A stretch of the picture multiplies the matrix from the left. On the right is the reference frame, which is
+        # never observed and may differ between two people.
         affine = torch.diag_embed(stretch) @ affine @ (torch.eye(2).to(affine) + 0.1 * normal(*affine.shape))
     return replace(motion, points=place, affine=affine)
 
 
 class AvdNetwork(nn.Module):
-    """Animation via disentanglement: shape of one frame + pose of another -> the motion that has both.
+    """Joins the shape of one frame with the pose of another (animation via disentanglement, TPSM section 3.4).
 
-    Two encoders and a decoder of fully connected layers (TPSM section 3.4), on the rows of `flatten`.
+    Two encoders and a decoder of fully connected layers work on the rows of `flatten`.
     """
 
     mean: Tensor
@@ -199,25 +211,28 @@ class AvdNetwork(nn.Module):
         self.shape_encoder = _layers(numbers, width, width, code)
         self.pose_encoder = _layers(numbers, width, width, code)
         self.decoder = _layers(2 * code, width, width, numbers)
-        # Of the training set, so that the layers see numbers of size one.
+        # Of the training set, so that the layers get numbers of size one.
         self.register_buffer("mean", torch.zeros(numbers))
         self.register_buffer("std", torch.ones(numbers))
 
     def forward(self, source: Float[Tensor, "b d"], driving: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         shape = self.shape_encoder((source - self.mean) / self.std)
         pose = self.pose_encoder((driving - self.mean) / self.std)
-        # The decoder says how the source has to move. Asked for the result itself, as the paper has it, it gave points
-        # that were some percent further off.
+        # The decoder predicts the movement of the source. A decoder of the points themselves, as in the paper, was some
+        # percent further off.
         return source + self.std * self.decoder(torch.cat([shape, pose], dim=1))
 
     def save(self, path: str | Path, *, model: nn.Module) -> None:
-        """Write the weights, and whose points they were trained on."""
+        """Write the weights, with the `fingerprint` of the ``model`` whose points trained this network."""
         write_weights(self, path, make_metadata(json.dumps(self.sizes), kind="avd", points_of=fingerprint(model)))
 
     @classmethod
     def load(cls, weights: str | Path, model: nn.Module) -> "AvdNetwork":
-        """The network that ``model`` brings with it, or else the one that lies beside its weights; in evaluation mode,
-        on the model's device."""
+        """Load the avd network of ``model``, in evaluation mode, on the model's device.
+
+        The network is the model's own (`own_avd`), or else the file beside the model's ``weights`` (`avd_path`). A
+        missing file, and one trained on the points of other weights, raise a `MinimodelError`.
+        """
         own = own_avd(model)
         if own is not None:
             return own
@@ -240,18 +255,18 @@ def _layers(*widths: int) -> nn.Sequential:
 
 
 def own_avd(model: nn.Module) -> AvdNetwork | None:
-    """The avd network that a model brings with its weights, as TPSM's published file does."""
+    """The avd network among a model's own weights, as in TPSM's published file; None if there is none."""
     return getattr(model, "avd", None)
 
 
 def avd_path(weights: str | Path) -> Path:
-    """Where the avd network of these model weights lies: beside them, as avd-NAME.safetensors."""
+    """The path of the avd network for a model's weights: avd-NAME.safetensors in the same folder."""
     path = find_weights(weights)
     return path.with_name(f"avd-{path.name}")
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Tells apart models whose points may differ: a hash of all weights of the prior."""
+    """A hash of all weights of the prior; it differs between models whose points may differ."""
     found = hashlib.sha256()
     for name, value in sorted(model.get_submodule("prior").state_dict().items()):
         found.update(name.encode() + value.cpu().contiguous().numpy().tobytes())

@@ -1,4 +1,4 @@
-"""Coordinates, grids, warping: the one convention that everything else relies on.
+"""Coordinates, grids, warping: the convention of the whole package.
 
 A position is normalised, x before y. The image spans [-1, 1] from edge to edge, so the centre of pixel j of W lies at
 (2j + 1) / W - 1 (PyTorch calls this ``align_corners=False``). The same number therefore means the same place at every
@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-P = ParamSpec("P")  # what a function takes, and ...
-R = TypeVar("R")  # ... what it returns
+P = ParamSpec("P")  # the parameters of a function, and ...
+R = TypeVar("R")  # ... its result
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a function on positions outside any autocast: to bfloat16 two neighbouring pixels are the same place."""
+    """Make a function on positions run outside any autocast: in bfloat16 two neighbouring pixels are the same place."""
 
     @wraps(function)
     def outside_autocast(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -35,13 +35,13 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def size_of(maps: Tensor) -> tuple[int, int]:
-    """(h, w) of pictures, flows or any maps (..., h, w)."""
+    """The size (h, w) of pictures, flows or any maps (..., h, w)."""
     height, width = maps.shape[-2:]
     return height, width
 
 
 def identity_grid(height: int, width: int, *, device=None, dtype=torch.float32) -> Float[Tensor, "2 h w"]:
-    """The position of every pixel centre: channel 0 holds x, channel 1 holds y."""
+    """The normalised position of every pixel centre: channel 0 holds x, channel 1 holds y."""
     x = (2 * torch.arange(width, device=device, dtype=dtype) + 1) / width - 1
     y = (2 * torch.arange(height, device=device, dtype=dtype) + 1) / height - 1
     return torch.stack(torch.meshgrid(x, y, indexing="xy"))
@@ -56,8 +56,8 @@ def warp(
 ) -> Float[Tensor, "b c h w"]:
     """Sample ``image`` at ``z + flow(z)`` for every pixel z of the flow's own grid.
 
-    ``padding`` says what lies outside the image: "border" repeats its edge, "zeros" is black. ``mode`` "bilinear" mixes
-    the four pixels around a place, "nearest" takes one, for labels.
+    ``flow`` is normalised. ``padding`` fills the outside of the image: "border" repeats the edge, "zeros" is black.
+    ``mode`` "bilinear" mixes the four pixels around a position, "nearest" takes one pixel, for labels.
 
     >>> warped = warp(picture, resize_flow(flow, size_of(picture)))  # (b, 3, height, width)
     """
@@ -74,10 +74,10 @@ def sample(
     padding: str = "border",
     mode: str = "bilinear",
 ) -> Float[Tensor, "b c h w"]:
-    """Values of ``image`` at normalised ``positions`` (x, y), which may form any grid of h x w.
+    """Sample ``image`` at normalised ``positions`` (x, y), which may form any grid of h x w.
 
-    ``padding`` says what lies outside the image: "border" repeats its edge, "reflection" mirrors it there, "zeros" is
-    black. Every sampling of pictures and features in the package goes through here.
+    ``padding`` fills the outside of the image: "border" repeats the edge, "reflection" mirrors the image, "zeros" is
+    black. Every sampling of pictures and features in the package goes through this function.
     """
     return F.grid_sample(image, positions, mode=mode, padding_mode=padding, align_corners=False)
 
@@ -90,8 +90,11 @@ def _reads_rows(image: Tensor, flow: Tensor) -> bool:
 
 
 def _warp_rows(image: Float[Tensor, "b c height width"], grid: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b c h w"]:
-    """What `grid_sample` computes, reading four rows of c numbers for each pixel instead of c times four numbers, and
-    leaving them in that layout, which the next convolution wants: ten times as quick."""
+    """Compute the result of `grid_sample` ten times as quickly, for channels_last features.
+
+    Four rows of c numbers are read for each pixel, instead of c times four numbers. The result is channels_last again,
+    the quickest layout for the next convolution.
+    """
     batch, channels, height, width = image.shape
     position = to_pixels(grid.permute(0, 2, 3, 1), (height, width)).nan_to_num()
     last = position.new_tensor((width - 1, height - 1))
@@ -108,7 +111,7 @@ def _warp_rows(image: Float[Tensor, "b c height width"], grid: Float[Tensor, "b 
 
 
 def resize_flow(flow: Float[Tensor, "b c height width"], size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
-    """Bring a flow, or any map such as occlusion, to ``size`` = (h, w): averaged when shrunk, bilinear when enlarged.
+    """Resize a flow, or any map such as occlusion, to ``size`` = (h, w): averaged when shrunk, bilinear when enlarged.
 
     The values stay as they are: a normalised displacement is the same number at every resolution.
     """
@@ -122,12 +125,12 @@ def resize_flow(flow: Float[Tensor, "b c height width"], size: tuple[int, int]) 
 
 
 def flow_to_pixels(flow: Float[Tensor, "*b 2 h w"]) -> Float[Tensor, "*b 2 h w"]:
-    """A normalised flow -> the same displacements in pixels of the flow's own resolution."""
+    """Convert a normalised flow to displacements in pixels of the flow's own resolution."""
     return flow * _half_extent(flow)
 
 
 def flow_from_pixels(flow: Float[Tensor, "*b 2 h w"]) -> Float[Tensor, "*b 2 h w"]:
-    """A flow in pixels of its own resolution -> normalised; undoes `flow_to_pixels`."""
+    """Convert a flow in pixels of its own resolution to a normalised one; undoes `flow_to_pixels`."""
     return flow / _half_extent(flow)
 
 
@@ -138,16 +141,15 @@ def _half_extent(flow: Float[Tensor, "*b 2 h w"]) -> Float[Tensor, "2 1 1"]:
 
 
 def sample_flow(flow: Float[Tensor, "b 2 h w"], points: Float[Tensor, "b n 2"]) -> Float[Tensor, "b n 2"]:
-    """The displacements of a normalised flow at normalised ``points``, bilinear between pixels."""
+    """Sample a normalised flow at normalised ``points``, bilinear between pixels."""
     return sample(flow, points[:, :, None])[..., 0].transpose(1, 2)
 
 
 def invert_flow_at(flow: Float[Tensor, "b 2 h w"], points: Float[Tensor, "b n 2"]) -> Float[Tensor, "b n 2"]:
-    """Where a backward flow makes points of the source appear: for each p a position z with z + F(z) = p, or as near
-    to that as a search comes where no z leads to p.
+    """Find where a backward flow moves points of the source: for each p a position z with z + F(z) = p.
 
-    The search starts at the pixel whose arrow ends nearest. Ten fixed-point steps go on between pixels, and the best
-    position is kept.
+    Positions are normalised. The search starts at the pixel whose arrow ends nearest to p. Ten fixed-point steps refine
+    the position between pixels, and the best one is returned, also where no z leads to p.
     """
     grid = identity_grid(*flow.shape[-2:], device=flow.device, dtype=flow.dtype).flatten(1).T
     ends = grid + flow.flatten(2).transpose(1, 2)
@@ -162,12 +164,12 @@ def invert_flow_at(flow: Float[Tensor, "b 2 h w"], points: Float[Tensor, "b n 2"
 
 
 def to_pixels(points: Float[Tensor, "... 2"], size: tuple[int, int]) -> Float[Tensor, "... 2"]:
-    """Normalised positions -> pixels of an image of ``size`` = (h, w), where pixel centres are integers."""
+    """Convert normalised positions to pixels of an image of ``size`` = (h, w), where pixel centres are integers."""
     extent = torch.tensor((size[1], size[0]), device=points.device, dtype=points.dtype)
     return ((points + 1) * extent - 1) / 2
 
 
 def from_pixels(points: Float[Tensor, "... 2"], size: tuple[int, int]) -> Float[Tensor, "... 2"]:
-    """Pixels of an image of ``size`` = (h, w) -> normalised positions; undoes `to_pixels`."""
+    """Convert pixels of an image of ``size`` = (h, w) to normalised positions; undoes `to_pixels`."""
     extent = torch.tensor((size[1], size[0]), device=points.device, dtype=points.dtype)
     return (2 * points + 1) / extent - 1
