@@ -10,7 +10,7 @@ spec.loader.exec_module(fuzz)
 
 
 def test_damaged_files_end_in_a_film_or_in_one_line():
-    results = fuzz.fuzz(range(0, 300, 11))
+    results = list(fuzz.fuzz(range(0, 300, 11)))
     assert [result for result in results if result["wrong"]] == []
     assert {result["code"] for result in results} == {0, 2}
     assert len({(result["seed"], result["mutation"]) for result in results}) > 20

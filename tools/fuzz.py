@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -237,9 +238,9 @@ def work(seeds: Path) -> None:
         print(json.dumps(run_case(number, seeds, Path(folder))), file=answers, flush=True)
 
 
-def fuzz(numbers: range, keep: Path | None = None) -> list[dict]:
-    """Run the cases of these numbers, and return what came of each."""
-    results, worker = [], None
+def fuzz(numbers: range, keep: Path | None = None) -> Iterator[dict]:
+    """Run the cases of these numbers, and say what came of each."""
+    worker = None
     with tempfile.TemporaryDirectory() as scratch:
         seeds = Path(scratch) / "seeds"
         seeds.mkdir()
@@ -249,15 +250,15 @@ def fuzz(numbers: range, keep: Path | None = None) -> list[dict]:
                 worker = worker or Worker(seeds)
                 folder = (keep or Path(scratch)) / f"{number:04d}"
                 folder.mkdir(parents=True)
-                results.append(worker(number, folder))
-                if "code" not in results[-1]:
+                result = worker(number, folder)
+                yield result
+                if "code" not in result:
                     worker = worker.close()
                 if keep is None:
                     shutil.rmtree(folder)
         finally:
             if worker:
                 worker.close()
-    return results
 
 
 def main() -> int:
@@ -272,11 +273,11 @@ def main() -> int:
         work(options.work)
         return 0
     sys.path.insert(0, str(ROOT))
-    results = fuzz(range(options.first, options.first + options.count), options.keep)
-    for result in results:
+    ends: Counter = Counter()
+    for result in fuzz(range(options.first, options.first + options.count), options.keep):
+        ends["wrong" if result["wrong"] else "a film" if result["code"] == 0 else "refused"] += 1
         if result["wrong"] or options.say:
-            print(json.dumps(result, ensure_ascii=False))
-    ends = Counter("wrong" if r["wrong"] else "a film" if r["code"] == 0 else "refused" for r in results)
+            print(json.dumps(result, ensure_ascii=False), flush=True)
     print(", ".join(f"{count} {end}" for end, count in sorted(ends.items())))
     return 1 if ends["wrong"] else 0
 
