@@ -665,7 +665,7 @@ def lpips_naive(layers, weights, made, wanted):
 
 # %% [markdown]
 # There is an LPIPS of AlexNet and one of VGG-16, and their numbers aren't comparable. `load_lpips("alex")` and
-# `load_lpips("vgg")` download the network; a file does as well. The weights $w$ come with a package that we need anyway, so
+# `load_lpips("vgg")` download the network; a file does as well. The weights $w$ come with this package, so
 # these are the published ones, while our AlexNet is a fresh one, and its number no LPIPS that could be reported:
 
 # %%
