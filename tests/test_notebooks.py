@@ -80,7 +80,7 @@ WITHOUT_A_CELL = {
         *("Renderer", "Scores", "evaluation_mode", "source_of"),
         *("measure_pictures", "measure_truth", "measure_transfer", "render_transfers"),
     },
-    "losses": {"flow_loss", "hidden_loss", "matching_loss", "visibility_loss"},  # from truth: no paper has them
+    "losses": {"hidden_loss", "matching_loss", "true_flow_loss", "visibility_loss"},  # from truth: no paper has them
     "motion": {"StructureLookup", "TrainingPair"},  # the kind of thing that `Correlation` is; what loss terms look at
     "priors": {"Prior"},  # what the four have in common
     "tps": {"backward_spline"},  # a step of `part_flows`
