@@ -135,7 +135,9 @@ def what_is_wrong(path: Path) -> str | None:
         if end > size:
             return CUT
         file.seek(end)
-        rest = file.read(4096).strip(b"\0\n")
+        rest = b""
+        while not rest and (read := file.read(2**20)):
+            rest = read.strip(b"\0\n")  # what fills a file up says nothing
     return JOINED if rest and rest[8:12] != b"AVIX" else None  # so long .avi go on
 
 
