@@ -36,7 +36,9 @@ def test_a_mutation_is_known_by_its_number(tmp_path):
 
 def test_a_process_that_hangs_or_dies_is_told(tmp_path, monkeypatch):
     script = tmp_path / "worker.py"
-    script.write_text("import sys, time\nfor line in sys.stdin:\n    '9' in line and sys.exit(3)\n    time.sleep(99)\n")
+    script.write_text(
+        "import sys, time\nfor line in sys.stdin:\n    line.startswith('[9,') and sys.exit(3)\n    time.sleep(99)\n"
+    )
     monkeypatch.setattr(fuzz, "__file__", str(script))
     monkeypatch.setattr(fuzz, "WAIT", 2)
     worker = fuzz.Worker(tmp_path)
