@@ -188,8 +188,8 @@ def run_case(number: int, seeds: Path, folder: Path) -> dict:
         except Exception as error:
             wrong.append(f"a film that can't be read: {error}")
         expected = 1 if roles["driving"].suffix in (".png", ".jpg") else FRAMES
-        # A flipped bit in a container may hide a packet from libav, which then misses nothing. What is
-        # lost from a .gif, which has no index, may take the end of one frame and the beginning of the next.
+        # A flipped bit may hide a packet from libav, which then knows of nothing that is missing; and what is lost from
+        # a .gif, which has no index, may take the end of one frame and the beginning of the next.
         unknowable = mutation == "flip" or (seed, mutation) == ("film.gif", "stretch")
         if frames is not None and role == "driving" and frames < expected and not unknowable and not lines:
             wrong.append(f"{frames} frames without a word")

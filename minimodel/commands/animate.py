@@ -33,10 +33,10 @@ class AnimateConfig:
     source: Path
     """Photo of a face; the largest square from its middle is used."""
     driving: Path
-    """Video of a face (.mp4, .gif or a folder of .png frames), framed like the photo. For weights that move by
-    landmarks also the .npz that `minimodel find-landmarks` makes of one."""
+    """Film of a face, of any kind, or a folder of .png, .jpg or .webp frames, framed like the photo. For weights that
+    move by landmarks also the .npz that `minimodel find-landmarks` makes of a film."""
     output: Path = Path("animation.mp4")
-    """Film to write, .mp4 (with the video's sound) or .gif."""
+    """Film to write, .mp4, .mov, .mkv or .webm (with the film's sound), or .gif."""
     weights: str = "tiny-video"
     """Name of shipped weights, or a .safetensors file."""
     mode: transfer.Mode = "standard"

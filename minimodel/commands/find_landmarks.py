@@ -21,7 +21,7 @@ class FindLandmarksConfig:
     """Find the 74 landmarks of a face in every frame of a video."""
 
     video: tyro.conf.Positional[Path]
-    """Video of a face: .mp4, .gif or a folder of .png frames."""
+    """Film of a face, of any kind, or a folder of .png, .jpg or .webp frames."""
     output: Path | None = None
     """The .npz to write: ``landmarks`` (T, 74, 2), x and y in pixels of the video, and ``found`` (T,). Beside the video
     unless given."""

@@ -137,7 +137,7 @@ class FrameCache:
                 if not held:
                     self._hold(clip, 0, index)
             if index not in held:  # the film breaks off before it
-                index = max(held)
+                index = min(held, key=lambda near: abs(near - index))
             while self.held > self.limit and len(self.frames) > 1:
                 _, dropped = self.frames.popitem(last=False)
                 self.held -= sum(frame.numel() for frame in dropped.values())
