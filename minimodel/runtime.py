@@ -32,6 +32,22 @@ def channels_last(model: Module, device: torch.device | str | None = None) -> Mo
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
 
+class OnDevice(nn.Module):
+    """A network that is called with a tensor of the CPU, computes on another device, and returns tensors of the CPU."""
+
+    def __init__(self, network: nn.Module, device: torch.device):
+        super().__init__()
+        self.network, self.device = network.to(device), device
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(value.cpu() for value in self.network(image.to(self.device)))
+
+
+def on_device(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network as `OnDevice`; on a CPU the network itself."""
+    return network if device.type == "cpu" else OnDevice(network, device)
+
+
 def keep_freed_memory() -> None:
     """Make glibc keep memory that torch frees.
 

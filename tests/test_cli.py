@@ -24,6 +24,7 @@ from minimodel.data.video import Clip
 from minimodel.data.writer import VideoWriter
 from minimodel.landmarks import LandmarkDetector
 from minimodel.model import AnimationModel
+from minimodel.runtime import OnDevice, on_device
 from minimodel.training import loop
 
 
@@ -411,3 +412,18 @@ def test_a_full_disk_is_one_line_and_the_old_film_stays(place):
     (line,) = complaints(ended.stderr)
     assert line.startswith("minimodel: out.mp4: can't be written")
     assert contents(place) == before
+
+
+@pytest.mark.parametrize("command", [name for name in commands.COMMANDS if name != "import-checkpoint"])
+def test_what_computes_can_be_told_on_which_device(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert "--device {auto,cpu,cuda,mps}" in capsys.readouterr().out
+
+
+def test_a_network_on_another_device_answers_on_the_cpu():
+    double = OnDevice(torch.nn.Sequential(), torch.device("cpu"))
+    double.network.forward = lambda image: (2 * image, -image)
+    answers = double(torch.ones(1, 3, 2, 2))
+    assert [float(answer.mean()) for answer in answers] == [2, -1]
+    same = torch.nn.Linear(1, 1)
+    assert on_device(same, torch.device("cpu")) is same and isinstance(on_device(same, torch.device("meta")), OnDevice)

@@ -12,6 +12,7 @@ from minimodel.data.framing import SURE, find_face, find_landmarks, landmarks_fi
 from minimodel.data.video import Clip
 from minimodel.errors import MinimodelError
 from minimodel.landmarks import LandmarkDetector
+from minimodel.runtime import Device, on_device, pick_device
 from minimodel.saving import whole_file
 from minimodel.warping import size_of
 
@@ -29,13 +30,15 @@ class FindLandmarksConfig:
     """Where the head is: left, top and side of a square in pixels. Otherwise it is found, and held over the video."""
     weights: str = "landmarks"
     """Name of shipped weights, or a .safetensors file."""
+    device: Device = "auto"
+    """What computes; the best there is unless given."""
 
 
 def find_film_landmarks(config: FindLandmarksConfig) -> Path:
     """Find the landmarks of every frame of a film, write them as an .npz and return its path. Raises `MinimodelError`
     if no face is found, if the box is empty, if the output doesn't end in .npz, or if the default output
     exists already."""
-    detector = LandmarkDetector.load(config.weights)
+    detector = on_device(LandmarkDetector.load(config.weights), pick_device(config.device))
     clip = Clip(config.video)
     output = config.output or config.video.with_suffix(".npz")
     if config.output is None and output.exists():  # it may hold the true ones

@@ -17,6 +17,7 @@ from minimodel.data.video import VIDEOS, Clip
 from minimodel.data.writer import FPS, VideoWriter, check_size
 from minimodel.errors import MinimodelError
 from minimodel.landmarks import LandmarkDetector
+from minimodel.runtime import Device, on_device, pick_device
 from minimodel.saving import whole_file
 
 
@@ -38,6 +39,8 @@ class PrepareConfig:
     """Frames a second; frames of other rates are dropped or repeated."""
     landmarks: bool = False
     """Find the 74 landmarks as well, and write them beside each clip as NAME.npz."""
+    device: Device = "auto"
+    """What computes; the best there is unless given."""
 
 
 def prepare(config: PrepareConfig) -> list[Path]:
@@ -66,7 +69,7 @@ def prepare(config: PrepareConfig) -> list[Path]:
     clips = [Clip(file) for file in files]  # before anything is written: one of them may be no video
     config.output.mkdir(parents=True, exist_ok=True)
     cascade = None if config.box else Cascade(lbp_frontal_face_cascade_filename())
-    detector = LandmarkDetector.load() if config.landmarks else None
+    detector = on_device(LandmarkDetector.load(), pick_device(config.device)) if config.landmarks else None
     written = []
     for file, clip in zip(tqdm(files, unit=" videos"), clips, strict=True):
         for index, frames in enumerate(pieces(clip, config)):

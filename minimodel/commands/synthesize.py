@@ -11,6 +11,7 @@ from tqdm import tqdm
 from minimodel.data import synthetic
 from minimodel.data.writer import FPS, VideoWriter, check_size
 from minimodel.errors import MinimodelError
+from minimodel.runtime import Device, pick_device
 from minimodel.show import save_picture
 from minimodel.warping import flow_to_pixels
 
@@ -31,6 +32,8 @@ class SynthesizeConfig:
     seconds: float = 3.0
     """Length of each."""
     seed: int = 0
+    device: Device = "auto"
+    """What computes; the best there is unless given."""
 
 
 def synthesize(config: SynthesizeConfig) -> list[Path]:
@@ -48,10 +51,11 @@ def synthesize(config: SynthesizeConfig) -> list[Path]:
         raise MinimodelError(f"seconds is {config.seconds}: expected more than {TRUTH_EVERY / FPS}, and an end")
     frames = round(config.seconds * FPS)
     config.output.mkdir(parents=True, exist_ok=True)
-    identities = synthetic.sample_identities(config.clips, config.seed)
+    device = pick_device(config.device)
+    identities = synthetic.sample_identities(config.clips, config.seed).to(device)
     written = []
     for index in tqdm(range(config.clips), unit=" clips"):
-        states = synthetic.animate_states(frames, config.seed * 1000 + index)
+        states = synthetic.animate_states(frames, config.seed * 1000 + index).to(device)
         faces = synthetic.Faces(identities[index], states)
         name = NAMES[index] if config.clips <= len(NAMES) else f"{index:05d}"
         path = config.output / f"{name}.mp4"
@@ -62,15 +66,15 @@ def synthesize(config: SynthesizeConfig) -> list[Path]:
         save_picture(synthetic.render(faces[:1], config.size)[0], path.with_suffix(".png"))
         kept = torch.arange(TRUTH_EVERY, frames, TRUTH_EVERY)
         source = synthetic.Faces(identities[index], states[0])
-        flow, visible = synthetic.flow_between(source, faces[kept], config.size)
+        flow, visible = synthetic.flow_between(source, faces[kept.to(device)], config.size)
         np.savez_compressed(
             path.with_suffix(".npz"),
-            landmarks=synthetic.landmarks(faces, config.size).numpy(),
-            parsing=synthetic.parsing(faces, config.size).byte().numpy(),
+            landmarks=synthetic.landmarks(faces, config.size).cpu().numpy(),
+            parsing=synthetic.parsing(faces, config.size).byte().cpu().numpy(),
             parts=np.array(synthetic.PARTS),
             flow_frames=kept.numpy(),
-            flow=flow_to_pixels(flow).half().numpy(),
-            visible=visible[:, 0].bool().numpy(),
+            flow=flow_to_pixels(flow).half().cpu().numpy(),
+            visible=visible[:, 0].bool().cpu().numpy(),
         )
         written.append(path)
     return written

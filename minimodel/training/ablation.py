@@ -29,6 +29,7 @@ from minimodel.errors import MinimodelError, check_choice
 from minimodel.evaluation.benchmark import load_evaluation
 from minimodel.evaluation.protocols import evaluate
 from minimodel.features import load_features
+from minimodel.runtime import Device
 from minimodel.saving import whole_file
 from minimodel.training.loop import TrainConfig, TrainingStopped, train
 from minimodel.training.objective import LossWeights
@@ -212,6 +213,8 @@ class AblateConfig:
     """How many rows are trained side by side."""
     report: bool = False
     """Train nothing, only write the table of what is there."""
+    device: Device = "auto"
+    """What computes; the best there is unless given."""
 
     def check(self) -> None:
         """Raise a `MinimodelError` for a row that the table lacks, for fewer pairs than one batch, or for less than one
@@ -349,7 +352,7 @@ def settings(config: AblateConfig, row: str, seed: int) -> tuple[TrainConfig, di
     options = {name: value for name, value in change.items() if name in of_training}
     sizes = {name: value for name, value in change.items() if name not in of_training}
     output = scores_path(config, row, seed).parent
-    shared: dict[str, Any] = dict(preset=config.preset, batch=BATCH, steps=config.pairs // BATCH)
+    shared: dict[str, Any] = dict(preset=config.preset, batch=BATCH, steps=config.pairs // BATCH, device=config.device)
     return TrainConfig(output, seed=seed, **shared, **options), sizes
 
 
