@@ -79,9 +79,12 @@ def animate(config: AnimateConfig, *, batch: int = 8) -> Path:
         else:
             frames = tqdm(film.frames(), total=film.count, unit=" frames", desc="reading the film")
             motion = model.encode_film(frames, batch=batch)
-        if config.mode == "relative" and config.start_frame is None:
-            print(f"movement is counted from frame {transfer.best_start(source.motion, motion)}")
-        motion = transfer.transfer(config.mode, source.motion, motion, start_frame=config.start_frame, network=network)
+        start = config.start_frame
+        if config.mode == "relative":
+            start = transfer.best_start(source.motion, motion) if start is None else start
+        motion = transfer.transfer(config.mode, source.motion, motion, start_frame=start, network=network)
+        if start is not None:
+            print(f"movement is counted from frame {start}")
         rendered = tqdm(
             model.render_film(source, motion, batch=batch), total=len(motion), unit=" frames", desc="animating"
         )
