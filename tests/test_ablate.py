@@ -36,7 +36,7 @@ def small_train(config, **sizes):
     return train(dataclasses.replace(config, evaluate_minutes=1e-9), **SIZES | points | sizes)
 
 
-def two_frames(name, size, most=None):
+def two_frames(name, size, **_):
     faces = synthetic.Faces(synthetic.sample_identities(1, 0), synthetic.animate_states(16, 0)[::8])
     return [synthetic_clip(name, faces, 32)]
 

@@ -191,7 +191,7 @@ CASES = [
     # prepare
     ("prepare", PREPARE, dict(videos="missing.mp4"), "missing.mp4: no such file or folder"),
     ("prepare", PREPARE, dict(videos="text.mp4"), "text.mp4: not a video"),
-    ("prepare", PREPARE, dict(videos="nothing"), "nothing: holds no videos"),
+    ("prepare", PREPARE, dict(videos="nothing"), "nothing: holds no clips"),
     ("prepare", PREPARE, dict(output="file"), "'file'"),
     ("prepare", PREPARE, dict(output="file/out"), "'file/out'"),
     # landmarks

@@ -14,8 +14,9 @@ from PIL import Image
 
 from minimodel.data import display
 from minimodel.data.containers import CUT, JOINED, what_is_wrong
-from minimodel.data.video import Clip, find_clips
+from minimodel.data.video import Clip, find_clips, holds_out, read_image
 from minimodel.data.writer import VideoWriter
+from minimodel.errors import MinimodelError
 from tests.test_video import film, levels
 
 RATE = 44100
@@ -362,5 +363,89 @@ def test_what_is_split_off_is_not_found_for_another_purpose(tmp_path):
     (tmp_path / "train/id1").mkdir(parents=True)
     film(tmp_path / "train/id1/a.mp4", count=2)
     assert [path.stem for path in find_clips(tmp_path, "train")] == ["a"]
-    with pytest.raises(ValueError, match="holds no clips"):
+    with pytest.raises(ValueError, match="holds no clips but those in train/, nothing is held out"):
         find_clips(tmp_path, "test")
+    assert not holds_out(tmp_path)
+    film(tmp_path / "b.mp4", count=2)
+    assert holds_out(tmp_path) and [path.stem for path in find_clips(tmp_path, "test")] == ["b"]
+
+
+def test_a_folder_of_pictures_is_one_clip(tmp_path):
+    for number in range(2):
+        Image.new("RGB", (16, 16)).save(tmp_path / f"{number}.png")
+    assert find_clips(tmp_path, "train") == [tmp_path]
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    [".mp4", ".m4v", ".mov", ".mts", ".mpg", ".mkv", ".avi", ".flv", ".wmv", ".vob", ".nut", ".ivf", ".MXF", ""],
+)
+def test_containers_of_every_kind_are_found(tmp_path, suffix):
+    """And read: for each kind a film that libav writes."""
+    kinds = {".m4v": "mp4", ".mts": "mpegts", ".mpg": "mpeg", ".mkv": "matroska", ".wmv": "asf", ".vob": "vob"}
+    codecs = dict(
+        mpegts="mpeg2video", flv="flv", asf="wmv2", mpeg="mpeg2video", vob="mpeg2video", ivf="libvpx", mxf="mpeg2video"
+    )
+    kind = kinds.get(suffix, suffix.lower().removeprefix(".") or "mp4")
+    path = tmp_path / "id" / f"film{suffix}"
+    path.parent.mkdir()
+    with av.open(str(path), "w", format=kind) as film:
+        stream = film.add_stream(codecs.get(kind, "mpeg4"), rate=25)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for level in (50, 100, 150):
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), level, np.uint8), format="rgb24")))
+        film.mux(stream.encode())
+    assert find_clips(tmp_path) == [path]
+    levels = [float(frame.float().mean()) for _, frame in Clip(path).decode()]
+    assert levels == pytest.approx([50, 100, 150], abs=8)
+
+
+# Pictures that move
+
+
+def moving(path, durations, size=32, **options):
+    images = [Image.new("RGB", (size, size), (20 * number,) * 3) for number in range(len(durations))]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=durations, lossless=True, **options)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a", "a.mp4"])
+def test_an_animated_webp_is_a_film(tmp_path, name):
+    made = moving(tmp_path / "a.webp", [40, 100, 500, 0, 300]).rename(tmp_path / name)
+    clip = Clip(made)
+    assert clip.times == [0, 40, 140, 640, 740] and clip.end == 1040 and clip.fps == Fraction(5000, 1040)
+    frames = dict(clip.decode())
+    assert [round(float(frame.float().mean())) for frame in frames.values()] == [0, 20, 40, 60, 80]
+    assert list(dict(clip.decode(3))) == [0, 1, 2, 3, 4]  # there is no key frame but the first
+    assert float(read_image(made).mean()) == 0
+    copied = Clip(copy(clip, tmp_path / "b.mp4"))
+    assert [round(float(time * copied.time_base), 2) for time in copied.times] == [0, 0.04, 0.14, 0.64, 0.74]
+
+
+def test_an_animated_webp_is_shown_upright_and_on_white(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    images = [Image.new("RGBA", (32, 16), (0, 0, 0, alpha)) for alpha in (255, 0)]
+    images[0].save(tmp_path / "a.webp", save_all=True, append_images=images[1:], exif=turned, duration=40)
+    frames = [frame for _, frame in Clip(tmp_path / "a.webp").decode()]
+    assert [tuple(frame.shape) for frame in frames] == [(3, 32, 16)] * 2
+    assert [int(frame.float().mean()) for frame in frames] == [0, 255]
+
+
+@pytest.mark.filterwarnings("ignore:.*(can't be decoded|breaks off)")
+def test_an_animated_webp_that_breaks_off_is_read_up_to_there_or_refused(tmp_path):
+    data = moving(tmp_path / "a.webp", [40] * 8).read_bytes()
+    for share in (0.3, 0.6, 0.9):
+        (tmp_path / "cut.webp").write_bytes(data[: int(share * len(data))])
+        try:
+            clip = Clip(tmp_path / "cut.webp")
+            assert 0 < len(list(clip.decode())) < 8
+        except MinimodelError as error:
+            assert "cut.webp: " in str(error) and "\n" not in str(error)
+
+
+def test_a_webp_that_stands_still_is_a_picture(tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.webp")
+    clip = Clip(tmp_path / "a.webp")
+    assert len(clip) == 1 and clip.files == [tmp_path / "a.webp"]

@@ -67,12 +67,15 @@ def test_long_videos_become_several_clips_and_a_short_rest_is_dropped(tmp_path):
     assert [len(Clip(path)) for path in made] == [25, 25]
 
 
-def test_without_a_face_the_piece_is_skipped_and_named(tmp_path, capsys):
+def test_without_a_face_nothing_is_written_and_that_is_an_error(tmp_path, capsys):
     with VideoWriter(tmp_path / "a.mp4") as writer:
         for _ in range(30):
             writer.write(torch.rand(3, 64, 64))
-    assert prepare(PrepareConfig((tmp_path / "a.mp4",), tmp_path / "out")) == []
-    assert "no face found in piece 0" in capsys.readouterr().out
+    for strict, message in ((False, "no clip was written: .*no face found in piece 0"), (True, "no face found in pi")):
+        with pytest.raises(ValueError, match=message):
+            prepare(PrepareConfig((tmp_path / "a.mp4",), tmp_path / "out", strict=strict))
+        assert not list((tmp_path / "out").iterdir())
+    assert "no face found in piece 0; --box crops by hand; skipped" in capsys.readouterr().out
 
 
 def test_a_crop_beyond_the_picture_repeats_its_edge():
@@ -84,7 +87,7 @@ def test_a_crop_beyond_the_picture_repeats_its_edge():
 def test_wrong_input_is_named(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         prepare(PrepareConfig((tmp_path / "missing.mp4",), tmp_path / "out"))
-    with pytest.raises(ValueError, match="holds no videos"):
+    with pytest.raises(ValueError, match="holds no clips"):
         prepare(PrepareConfig((tmp_path,), tmp_path / "out"))
     np.save(tmp_path / "x.npy", np.zeros(1))
     with pytest.raises(ValueError, match="not a video"):

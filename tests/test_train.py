@@ -765,7 +765,7 @@ def test_of_films_the_detector_finds_the_landmarks(tmp_path, clips):
 def test_a_model_moved_by_landmarks_trains(tmp_path, monkeypatch, refine):
     faces = synthetic.Faces(synthetic.sample_identities(1, 0), synthetic.sample_states(3, 0))
     clips = [benchmark.synthetic_clip("a", faces, 32)]
-    monkeypatch.setattr(loop, "load_evaluation", lambda name, size, most: clips)
+    monkeypatch.setattr(loop, "load_evaluation", lambda name, size, **_: clips)
     train(by_landmarks(tmp_path / "run", refine=refine, motion_steps=1), **S2D_SIZES)
     logged = lines(tmp_path / "run")
     assert logged[0].keys() >= {"perceptual", "painted", "parsing", "discriminator", "adversarial"}
@@ -803,7 +803,7 @@ def test_each_adversary_learns_from_its_own_loss():
 def test_the_discriminator_learns_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     faces = synthetic.Faces(synthetic.sample_identities(1, 0), synthetic.sample_states(3, 0))
     clips = [benchmark.synthetic_clip("a", faces, 32)]
-    monkeypatch.setattr(loop, "load_evaluation", lambda name, size, most: clips)
+    monkeypatch.setattr(loop, "load_evaluation", lambda name, size, **_: clips)
     train(by_landmarks(tmp_path / "whole", motion_steps=0), **S2D_SIZES)
     train(by_landmarks(tmp_path / "halves", motion_steps=0, steps=1), **S2D_SIZES)
     halves = [torch.load(tmp_path / "halves" / "checkpoint.pt", weights_only=True)["discriminator"]]

@@ -43,6 +43,8 @@ class EvaluateConfig:
     inception: str | None = None
     """Measure FID by the published network as well, where others drive: "inception" downloads its weights, anything
     else is a file with them."""
+    strict: bool = False
+    """Refuse clips that can't be read, rather than leave them out."""
     device: Device = "auto"
     """What computes; the best there is unless given."""
 
@@ -76,7 +78,7 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Scores]:
                 )
                 count, frames = len(pairs), sum(len(pair.driving) - 1 for pair in pairs)
             else:
-                clips = load_evaluation(name, size)
+                clips = load_evaluation(name, size, strict=config.strict)
                 if config.find_landmarks:
                     clips = [replace(clip, landmarks=None) for clip in clips]
                 scores[name] = evaluate(model, clips, features, assessors=assessors, distances=distances)

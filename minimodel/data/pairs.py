@@ -1,11 +1,14 @@
 """Pairs of frames to train on: pairs of rendered faces, pairs from films, and streams that mix both."""
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import av
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
@@ -14,7 +17,7 @@ from torch.utils.data import Dataset
 
 from minimodel.data import synthetic
 from minimodel.data.framing import center_crop_resize
-from minimodel.data.video import Clip, find_clips
+from minimodel.data.video import Clip, find_clips, read_all
 from minimodel.errors import MinimodelError
 from minimodel.landmarks import LANDMARKS, LandmarkDetector
 from minimodel.tps import random_transforms
@@ -118,26 +121,29 @@ class RenderedPairs(PairSource):
 class FrameCache:
     """Square frames of many clips at one size, kept as bytes up to ``limit`` bytes in all. The least recently used clip
     is dropped first; a clip that alone exceeds the limit is emptied. Frames that are decoded on the way to another are
-    kept too."""
+    kept too.
 
-    def __init__(self, paths: list[Path], size: int, limit: int = 2**30):
-        self.clips = [Clip(path) for path in paths]
-        self.size, self.limit, self.held = size, limit, 0
+    Clips that can't be opened, or hold one frame only, are left out (see `read_all`). What stands in for a frame that
+    can't be decoded depends on the files alone, so that a run that goes on gets the frames that it would have got. With
+    ``strict`` either is a `MinimodelError`.
+    """
+
+    def __init__(self, paths: Sequence[Path], size: int, limit: int = 2**30, *, strict: bool = False):
+        self.clips = read_all(paths, open_clip, strict=strict)
+        self.size, self.limit, self.strict, self.held = size, limit, strict, 0
         self.frames: OrderedDict[int, dict[int, Tensor]] = OrderedDict()
+        self.decodable: dict[int, list[int]] = {}  # of clips with damaged frames: the numbers of the others
+        self.stand_ins: dict[tuple[int, int], int] = {}  # clip, damaged frame -> frame
+        self.broken: set[int] = set()  # clips of which nothing can be decoded
 
     def __call__(self, clip: int, index: int) -> UInt8[Tensor, "3 size size"]:
-        """A frame of a clip, (3, size, size), 0 to 255. If the frame can't be decoded, the last
-        frame of the clip that is held takes its place. Raises `MinimodelError` if no frame can be decoded."""
+        """A frame of a clip, (3, size, size), 0 to 255. If it can't be decoded, the nearest one that can takes its
+        place. Raises `MinimodelError` if there is none."""
+        index = self.stand_ins.get((clip, index), index)
         held = self.frames.setdefault(clip, {})
         self.frames.move_to_end(clip)
         if index not in held:
-            try:
-                self._hold(clip, index, index)
-            except MinimodelError:
-                if not held:
-                    self._hold(clip, 0, index)
-            if index not in held:  # the film breaks off before it
-                index = min(held, key=lambda near: abs(near - index))
+            index = self._fetch(clip, index)
             while self.held > self.limit and len(self.frames) > 1:
                 _, dropped = self.frames.popitem(last=False)
                 self.held -= sum(frame.numel() for frame in dropped.values())
@@ -147,14 +153,57 @@ class FrameCache:
                 held[index], self.held = target, target.numel()
         return held[index]
 
-    def _hold(self, clip: int, start: int, end: int) -> None:
+    def several(self, clip: int, indices: Sequence[int]) -> UInt8[Tensor, "n 3 size size"]:
+        """Some frames of one clip. If nothing of the clip can be decoded, the next one that can takes its place, with a
+        warning: a file that breaks mustn't stop a training that has run for hours. Raises `MinimodelError` if there is
+        none."""
+        error: Exception | None = None
+        for step in range(len(self.clips)):
+            other = (clip + step) % len(self.clips)
+            if other in self.broken:
+                continue
+            # In a shorter clip, frames that are as far apart.
+            excess = max(0, max(indices) - len(self.clips[other]) + 1)
+            try:
+                return torch.stack([self(other, max(0, index - excess)) for index in indices])
+            except (MinimodelError, OSError, av.FFmpegError) as failure:
+                if self.strict:
+                    raise
+                error = failure
+                self.broken.add(other)
+                warnings.warn(f"{failure}; other clips take its place", stacklevel=2)
+        raise MinimodelError("no clip is left that can be decoded") from error
+
+    def _fetch(self, clip: int, index: int) -> int:
+        """Hold a frame, or the one that stands in for it; -> the number of that one."""
+        with suppress(MinimodelError):  # nothing from its key frame on
+            self._hold(clip, index)
+        if index in self.frames[clip]:
+            return index
+        if clip not in self.decodable:
+            self.decodable[clip] = [number for number, _ in self.clips[clip].decode()]
+        near = min(self.decodable[clip], key=lambda number: (abs(number - index), number))
+        self.stand_ins[clip, index] = near
+        if near not in self.frames[clip]:
+            self._hold(clip, near)
+        return near
+
+    def _hold(self, clip: int, target: int) -> None:
         held = self.frames[clip]
-        for index, frame in self.clips[clip].decode(start):
+        for index, frame in self.clips[clip].decode(target):
             if index not in held:
                 held[index] = (center_crop_resize(frame[None] / 255.0, self.size)[0] * 255).round().byte()
                 self.held += held[index].numel()
-            if index >= end:
+            if index >= target:
                 break
+
+
+def open_clip(path: Path) -> Clip:
+    """Open a clip to take pairs from. Raises `MinimodelError` if it can't be read, or holds one frame only."""
+    clip = Clip(path)
+    if len(clip) < 2:
+        raise MinimodelError(f"{path}: one frame only, a clip to train on needs two")
+    return clip
 
 
 @dataclass(frozen=True)
@@ -198,20 +247,18 @@ def augment(
 
 
 class VideoPairs(PairSource):
-    """Random pairs of frames of films, each pair from one clip. Raises `MinimodelError` for a clip of one frame.
+    """Random pairs of frames of films, each pair from one clip. Clips that can't be used are left out, see
+    `FrameCache`; with ``strict`` they are a `MinimodelError`.
 
     >>> pairs = VideoPairs("clips", 64)
     >>> samples = pairs.draw(8, torch.Generator().manual_seed(0))
     >>> source, driving = pairs.load(samples, torch.arange(8), torch.device("cpu"))  # (8, 3, 64, 64) each
     """
 
-    def __init__(self, root: str | Path, size: int, augmentation: Augmentation | None = None):
+    def __init__(self, root: str | Path, size: int, augmentation: Augmentation | None = None, *, strict: bool = False):
         # Rotated frames are sampled from larger ones, or they would be blurred.
-        self.cache = FrameCache(find_clips(root, "train"), 2 * size if augmentation else size)
+        self.cache = FrameCache(find_clips(root, "train"), 2 * size if augmentation else size, strict=strict)
         self.size, self.augmentation = size, augmentation
-        short = [str(clip.path) for clip in self.cache.clips if len(clip) < 2]
-        if short:
-            raise MinimodelError(f"{short[0]}: one frame only, a clip to train on needs two")
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw clip, two different frames of it and the eight numbers of `augment` for each pair."""
@@ -227,7 +274,7 @@ class VideoPairs(PairSource):
         """Load the pairs of ``slots``: source and driving frames, (n, 3, size, size) each, in [0, 1]."""
         samples = {name: value[slots] for name, value in samples.items()}
         pairs = [
-            torch.stack([self.cache(clip, index) for index in frame_indices])
+            self.cache.several(clip, frame_indices)
             for clip, frame_indices in zip(samples["clip"].tolist(), samples["frames"].tolist(), strict=True)
         ]
         frames = torch.stack(pairs).to(device).float() / 255
@@ -236,10 +283,16 @@ class VideoPairs(PairSource):
         return frames[:, 0].contiguous(), frames[:, 1].contiguous()
 
 
-def open_sources(names: Sequence[str], size: int, augmentation: Augmentation | None) -> list[PairSource]:
+def open_sources(
+    names: Sequence[str], size: int, augmentation: Augmentation | None, *, strict: bool = False
+) -> list[PairSource]:
     """Open the source of pairs of each name: "synthetic" stands for rendered faces, any other name for a folder of
-    clips. Pairs of clips are changed at random by ``augmentation``, unless it is None."""
-    return [RenderedPairs(size) if name == "synthetic" else VideoPairs(name, size, augmentation) for name in names]
+    clips. Pairs of clips are changed at random by ``augmentation``, unless it is None. Clips that can't be used are
+    left out; with ``strict`` they are a `MinimodelError`."""
+    return [
+        RenderedPairs(size) if name == "synthetic" else VideoPairs(name, size, augmentation, strict=strict)
+        for name in names
+    ]
 
 
 class PairStream(Dataset):

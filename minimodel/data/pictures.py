@@ -2,13 +2,13 @@
 
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -53,6 +53,36 @@ def read_picture(path: str | Path) -> Float[Tensor, "3 h w"]:
 
 class _Refused(ValueError):
     """A refusal that says all that there is to say."""
+
+
+def read_durations(path: Path) -> list[int]:
+    """How long each frame of an animated .webp is shown, in milliseconds, as browsers show it; nothing for any other
+    file."""
+    durations = []
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head[:4] != b"RIFF" or head[8:] != b"WEBP":
+            return []
+        while len(chunk := file.read(8)) == 8:
+            length = int.from_bytes(chunk[4:], "little")
+            length += length % 2
+            if chunk[:4] == b"ANMF" and len(frame := file.read(16)) == 16:  # place, size, duration, how to paint it
+                duration = int.from_bytes(frame[12:15], "little")
+                durations.append(duration if duration > 10 else 100)
+                length -= 16
+            file.seek(length, 1)
+    return durations
+
+
+def read_animation(path: Path) -> Iterator[tuple[int, UInt8[Tensor, "3 h w"] | Exception]]:
+    """Yield number and frame of an animated .webp, as bytes; for a frame that can't be read, the exception."""
+    with _open(path) as file:
+        for number in range(getattr(file, "n_frames", 1)):
+            try:
+                file.seek(number)
+                yield number, (_to_rgb(_upright(file)) * 255).round().byte()
+            except Exception as error:  # the decoder raises many kinds
+                yield number, error
 
 
 def _open(path: Path) -> Image.Image:

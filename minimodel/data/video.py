@@ -7,13 +7,16 @@ as ``NAME.npz`` with ``landmarks`` (T, 74, 2).
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
+from typing import TypeVar
 
 import av
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from tqdm import tqdm
 
 from minimodel.data.containers import (
     CUT,
@@ -26,15 +29,27 @@ from minimodel.data.containers import (
 )
 from minimodel.data.display import HDR, show_frame
 from minimodel.data.landmark_files import read_landmarks
-from minimodel.data.pictures import find_gap, is_hidden, list_frames, natural_order, one_line, read_picture
+from minimodel.data.pictures import (
+    find_gap,
+    is_hidden,
+    list_frames,
+    natural_order,
+    one_line,
+    read_animation,
+    read_durations,
+    read_picture,
+)
 from minimodel.data.timeline import Timeline, read_timeline
 from minimodel.errors import MinimodelError
 
-__all__ = ["VIDEOS", "Clip", "find_clips", "read_image", "read_landmarks"]
+__all__ = ["VIDEOS", "Clip", "find_clips", "holds_out", "read_all", "read_image", "read_landmarks"]
 
+Read = TypeVar("Read")
+# The kinds of containers in `minimodel.data.containers.READ`.
 VIDEOS: tuple[str, ...] = (".mp4", ".m4v", ".mov", ".gif", ".avi", ".mkv", ".webm", ".ts", ".mts", ".m2ts", ".mpg")
-VIDEOS += (".mpeg", ".wmv", ".asf", ".flv", ".3gp", ".ogv")
-SPLITS = ("train", "test", "val")  # folders of a data set
+VIDEOS += (".mpeg", ".wmv", ".asf", ".flv", ".3gp", ".ogv", ".3g2", ".f4v", ".qt", ".m2v", ".vob", ".divx", ".ogg")
+VIDEOS += (".mxf", ".nut", ".rm", ".rmvb", ".dv", ".ivf", ".wtv", ".y4m", ".apng")
+HELD_OUT = ("test", "val")  # folders of a data set, beside ``train``
 
 
 def read_image(path: str | Path) -> Float[Tensor, "3 h w"]:
@@ -69,8 +84,13 @@ class Clip:
             self.files = list_frames(self.path)
             if not self.files:
                 raise MinimodelError(f"{self.path}: a folder without .png frames, or .jpg, .jpeg or .webp")
-        elif holds_picture(self.path):  # a film of one frame
+        elif holds_picture(self.path):  # a film of one frame, unless it moves
             read_picture(self.path)
+            if durations := read_durations(self.path):
+                self.times, self.end, self.keys = [0, *accumulate(durations)][:-1], sum(durations), [0]
+                self.time_base = Fraction(1, 1000)
+                self.fps = len(durations) / (self.end * self.time_base)
+                return
             self.files = [self.path]
         if self.files is not None:
             self.times, self.fps = list(range(len(self.files))), Fraction(25)
@@ -94,7 +114,7 @@ class Clip:
                 self._warn(gap)
         else:
             first = max((key for key in self.keys if key <= start), default=0)
-            frames = self._decode(first)
+            frames = self._decode(first) if self.timeline else read_animation(self.path)
         last, error = first - 1, None
         for number, frame in frames:
             if isinstance(frame, Exception):
@@ -169,25 +189,72 @@ class Clip:
 
 
 def find_clips(root: str | Path, split: str | None = None) -> list[Path]:
-    """List the clips of a data set: those in a folder and in the folders within, or a single film. ``split`` "train"
-    takes train/, "test" takes test/ or val/, and either takes the folder itself if it isn't split. Raises
-    `MinimodelError` if there are no clips.
+    """List the clips of a data set: those in a folder and in the folders within, a folder of pictures, or a single
+    film. ``split`` "train" takes train/, "test" takes test/ or val/, and either takes what lies beside these folders if
+    its own isn't there; None takes all. Raises `MinimodelError` if there are no clips.
 
     >>> clips = [Clip(path) for path in find_clips("data", "train")]
     """
     root = Path(root)
     if not root.exists():
         raise MinimodelError(f"{root}: no such film or folder of clips")
-    if root.is_file() and root.suffix.lower() in VIDEOS:
+    if root.is_file() and _is_film(root):
         return [root]
     if not root.is_dir():
         raise MinimodelError(f"{root}: expected a film ({', '.join(VIDEOS)}) or a folder of clips")
-    folders = {"train": ["train"], "test": ["test", "val"], None: []}[split]
-    root = next((root / name for name in folders if (root / name).is_dir()), root)
-    clips = _clips_below(root, {os.path.realpath(root / name) for name in SPLITS})  # what is split off isn't the rest
+    if split == "test" and not holds_out(root):
+        raise MinimodelError(f"{root}: holds no clips but those in train/, nothing is held out to evaluate on")
+    own = {"train": ("train",), "test": HELD_OUT, None: ()}[split]
+    root = next((root / name for name in own if (root / name).is_dir()), root)
+    clips = _clips_below(root, set() if split is None else _splits(root)) or ([root] if list_frames(root) else [])
     if not clips:
         raise MinimodelError(f"{root}: holds no clips (.mp4, .gif, ..., or folders of .png or .jpg frames)")
     return clips
+
+
+def holds_out(root: str | Path) -> bool:
+    """Whether a data set has clips to evaluate on. One with train/ alone has none; one that isn't split has."""
+    root = Path(root)
+    if not (root / "train").is_dir() or any((root / name).is_dir() for name in HELD_OUT):
+        return True
+    return bool(_clips_below(root, _splits(root)))
+
+
+def read_all(
+    paths: Sequence[Path], read: Callable[[Path], Read], *, strict: bool = False, most: int | None = None
+) -> list[Read]:
+    """Call ``read`` for each clip and list the results, at most ``most``. Clips for which it raises a `MinimodelError`
+    are left out: a warning for each gives the reason, and a last one their count.
+
+    Raises `MinimodelError` if no clip is left, and with ``strict`` for the first that can't be read.
+    """
+    done: list[Read] = []
+    left_out: list[str] = []
+    for path in tqdm(paths, unit=" clips", desc="opening clips", dynamic_ncols=True, leave=False, delay=3):
+        if len(done) == most:
+            break
+        try:
+            done.append(read(path))
+        except (MinimodelError, OSError) as error:
+            if strict:
+                raise
+            left_out.append(str(error))
+    if left_out and not done:
+        raise MinimodelError(left_out[0] + (f"; none of the {len(left_out)} clips can be used" * (len(left_out) > 1)))
+    for reason in left_out:
+        warnings.warn(f"{reason}; left out", stacklevel=2)
+    if left_out:
+        warnings.warn(f"{len(left_out)} of {len(left_out) + len(done)} clips left out", stacklevel=2)
+    return done
+
+
+def _splits(root: Path) -> set[str]:
+    """The folders of a data set that are split off: they aren't the rest."""
+    return {os.path.realpath(root / name) for name in ("train", *HELD_OUT)}
+
+
+def _is_film(path: Path) -> bool:
+    return path.suffix.lower() in VIDEOS or (not path.suffix and holds_film(path))
 
 
 def _clips_below(folder: Path, seen: set[str]) -> list[Path]:
@@ -202,6 +269,6 @@ def _clips_below(folder: Path, seen: set[str]) -> list[Path]:
         if path.is_dir():
             below = _clips_below(path, seen)
             clips += below or ([path] if list_frames(path) else [])
-        elif path.suffix.lower() in VIDEOS:
+        elif _is_film(path):
             clips.append(path)
     return clips

@@ -4,6 +4,7 @@ Notebook: ``notebooks/11_train_a_full_model.ipynb``.
 """
 
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from minimodel.data import synthetic
 from minimodel.data.framing import center_crop_resize
-from minimodel.data.video import Clip, find_clips
+from minimodel.data.video import Clip, find_clips, read_all
 from minimodel.errors import MinimodelError
 from minimodel.warping import identity_grid, to_pixels
 
@@ -45,22 +46,24 @@ class EvaluationClip:
     landmarks: Float[Tensor, "t 74 2"] | None = None  # normalised
 
 
-def load_evaluation(name: str, size: int, *, most: int | None = None) -> list[EvaluationClip]:
+def load_evaluation(name: str, size: int, *, most: int | None = None, strict: bool = False) -> list[EvaluationClip]:
     """Load the clips of a data set. "synthetic" is the frozen benchmark; any other name is a film or a folder of clips,
     of which test/ or val/ is taken if it has one. ``most`` limits the number of clips of a folder. Frames are cut to
-    the largest square in the middle and resized to ``size``. Raises `MinimodelError` for a clip of one frame.
+    the largest square in the middle and resized to ``size``. Clips that can't be read, or hold one frame only, are left
+    out with a warning; with ``strict`` they are a `MinimodelError`.
 
     >>> clips = load_evaluation("synthetic", 64)
     """
     if name == "synthetic":
         return benchmark(size)
-    clips = []
-    for path in find_clips(name, "test")[:most]:
+
+    def read(path: Path) -> EvaluationClip:
         frames = [center_crop_resize(frame[None] / 255.0, size)[0] for _, frame in Clip(path).decode()]
         if len(frames) < 2:
             raise MinimodelError(f"{path}: one frame only, evaluation needs a source and a driving frame")
-        clips.append(EvaluationClip(path.stem, torch.stack(frames)))
-    return clips
+        return EvaluationClip(path.stem, torch.stack(frames))
+
+    return read_all(find_clips(name, "test"), read, strict=strict, most=most)
 
 
 def benchmark(size: int) -> list[EvaluationClip]:

@@ -96,14 +96,11 @@ class FaceMemory:
 
 
 class Neighbours:
-    """Random pairs of neighbouring frames of films, in both orders; both frames of a pair are moved alike. Raises
-    `MinimodelError` for a clip of one frame."""
+    """Random pairs of neighbouring frames of films, in both orders; both frames of a pair are moved alike. Clips that
+    can't be used are left out, see `FrameCache`."""
 
     def __init__(self, names: tuple[str, ...]):
         self.cache = FrameCache([path for name in names for path in find_clips(name, "train")], SIZE)
-        short = [str(clip.path) for clip in self.cache.clips if len(clip) < 2]
-        if short:
-            raise MinimodelError(f"{short[0]}: one frame only, a clip to train on needs two")
 
     def __call__(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw ``count`` pairs: the first and the second frames, (count, 3, 128, 128) each, in [0, 1]."""
@@ -111,7 +108,7 @@ class Neighbours:
         pairs = []
         for clip, place, turn in zip(clips, *torch.rand(2, count, generator=generator).tolist()):
             first = int(place * (len(self.cache.clips[clip]) - 1))
-            pairs.append(torch.stack([self.cache(clip, first + (turn < 0.5)), self.cache(clip, first + (turn >= 0.5))]))
+            pairs.append(self.cache.several(clip, [first + (turn < 0.5), first + (turn >= 0.5)]))
         # A mild change of place: the same film falls onto other grids of heatmap pixels.
         places = random_places(count, generator, zoom=(0.8, 1.2), rotation=0.2)
         start, end = torch.stack(pairs, dim=1) / 255

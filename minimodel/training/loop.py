@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,6 +28,7 @@ from tqdm import tqdm
 
 from minimodel.config import SYSTEMS, GeneratorName, PresetName, PriorName, SystemName
 from minimodel.data.pairs import Augmentation, PairSource, PairStream, open_sources
+from minimodel.data.video import holds_out
 from minimodel.errors import MinimodelError, check_positive
 from minimodel.evaluation.benchmark import BENCHMARK_CLIPS, load_evaluation
 from minimodel.evaluation.protocols import evaluate, source_of, strip
@@ -81,6 +83,8 @@ class TrainConfig:
     features: str | None = None
     """Of the perceptual loss: faces (shipped), vgg19 (downloaded once, 550 MB) or a file with VGG-19's weights. Unless
     given, faces for tiny and vgg19 for the others."""
+    strict: bool = False
+    """Refuse clips that can't be read, rather than leave them out."""
     augment: bool = True
     """Change pairs of real video at random ..."""
     augmentation: Augmentation = Augmentation()
@@ -136,6 +140,15 @@ def describe(model: AnimationModel) -> str:
     return f"{c.preset} with prior {c.prior}, {'with' if c.refine else 'without'} refinement, generator {c.generator}"
 
 
+def held_out(data: Sequence[str]) -> list[str]:
+    """Those of the data sets that have something to evaluate on; a warning names the others."""
+    there = [name for name in data if name == "synthetic" or holds_out(name)]
+    for name in data:
+        if name not in there:
+            warnings.warn(f"{name}: has only train/, nothing is held out: it isn't evaluated", stacklevel=3)
+    return there
+
+
 def train(
     config: TrainConfig,
     *,
@@ -187,8 +200,8 @@ def train(
     data_device = torch.device("cpu") if config.workers else accelerator.device
     watched: Sequence[str] = config.evaluate or ()
     if sources is None:
-        watched = config.data if config.evaluate is None else config.evaluate
-        sources = open_sources(config.data, size, config.augmentation if config.augment else None)
+        watched = held_out(config.data) if config.evaluate is None else config.evaluate
+        sources = open_sources(config.data, size, config.augmentation if config.augment else None, strict=config.strict)
     stream = PairStream(
         sources,
         size,
@@ -205,7 +218,7 @@ def train(
     )
     # Only the main process evaluates, and on few clips: on all of VoxCeleb's test set it would take hours.
     watched = watched if accelerator.is_main_process else ()
-    evaluations = {name: load_evaluation(name, size, most=BENCHMARK_CLIPS) for name in watched}
+    evaluations = {name: load_evaluation(name, size, most=BENCHMARK_CLIPS, strict=config.strict) for name in watched}
 
     step_module = channels_last(TrainingStep(model, features, config.loss, config.teaching), accelerator.device)
     average = AveragedModel(model, multi_avg_fn=partial(_average, decay=config.average), use_buffers=True)
