@@ -4,7 +4,7 @@ so that loading needs neither pickles nor guesses."""
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +18,7 @@ from minimodel.errors import MinimodelError
 Built = TypeVar("Built")
 WEIGHTS = Path(__file__).parent / "weights"
 FORMAT_VERSION = "1"
+UNFINISHED = ".unfinished-"  # how the names of files begin that are being written
 # The first letters of the names of files that hold other networks than an animation model.
 OTHER_NETWORKS = ("avd-", "features", "assessors", "landmarks", "lpips")
 
@@ -35,21 +36,25 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     if path.is_dir():
         raise MinimodelError(f"{path}: is a directory, expected the name of a file to write")
-    unfinished = path.with_name(f".unfinished-{path.name}")
+    if path.name.startswith(UNFINISHED):  # who calls is within another context, which will rename it
+        yield path
+        return
+    unfinished = path.with_name(UNFINISHED + path.name)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.touch()
-    except OSError as error:
-        raise MinimodelError(f"{path}: can't be written ({error.strerror})") from error
-    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.touch()
+        except OSError as error:
+            raise MinimodelError(f"{path}: can't be written ({error.strerror})") from error
         yield unfinished
         os.replace(unfinished, path)
     except OSError as error:
-        if error.filename is None:  # the error of a full disk doesn't name the file
+        if error.filename in (None, str(unfinished)):  # the error of a full disk doesn't name the file
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # it isn't there, or its folder is none
+            unfinished.unlink()
 
 
 def make_metadata(config: str, **more: str) -> dict[str, str]:
@@ -61,10 +66,11 @@ def make_metadata(config: str, **more: str) -> dict[str, str]:
 
 
 def write_weights(network: nn.Module, path: str | Path, metadata: dict[str, str]) -> None:
-    """Write a network's weights and ``metadata`` as a safetensors file."""
+    """Write a network's weights and ``metadata`` as a safetensors file, whole or not at all."""
     # safetensors' own save_file would leave a file that only its owner can read.
     state = {name: value.contiguous() for name, value in network.state_dict().items()}
-    Path(path).write_bytes(save(state, metadata=metadata))
+    with whole_file(Path(path)) as unfinished:
+        unfinished.write_bytes(save(state, metadata=metadata))
 
 
 def read_config(path: Path, kind: str, build: Callable[[str], Built]) -> Built:

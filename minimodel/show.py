@@ -14,6 +14,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from minimodel.saving import whole_file
 from minimodel.warping import resize_flow, to_pixels
 
 
@@ -135,5 +136,6 @@ def film(frames: Float[Tensor, "t 3 h w"], *, fps: int = 12, side: int = 192):
 
 
 def save_picture(picture: Float[Tensor, "3 h w"], path: str | Path) -> None:
-    """Write a picture as a PNG file."""
-    iio.imwrite(path, (picture.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
+    """Write a picture as a PNG file, whole or not at all."""
+    with whole_file(Path(path)) as unfinished:
+        iio.imwrite(unfinished, (picture.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())

@@ -9,9 +9,11 @@ Notebook: ``notebooks/11_train_a_full_model.ipynb``.
 import dataclasses
 import json
 import math
+import os
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -36,9 +38,11 @@ from minimodel.features import load_features
 from minimodel.landmarks import LandmarkDetector
 from minimodel.model import AnimationModel
 from minimodel.runtime import Device, channels_last, keep_freed_memory
+from minimodel.saving import whole_file
 from minimodel.show import save_picture
 from minimodel.training.checkpoint import RunState, averaged_model, load_checkpoint, save_checkpoint
 from minimodel.training.distributed import share_statistics
+from minimodel.training.folder import keep_settings, locked
 from minimodel.training.objective import LossWeights, TrainingStep
 from minimodel.training.teaching import Teaching
 
@@ -50,7 +54,7 @@ PRESET_FEATURES = {"tiny": "faces", "tiny-quarter": "faces", "small": "vgg19", "
 
 @dataclass
 class TrainConfig:
-    """Train a model. The same command after a kill goes on where it stopped."""
+    """Train a model. The same command after a kill goes on where it stopped, also with more --steps or --minutes."""
 
     output: Path
     """Folder for weights, checkpoints, metrics and pictures."""
@@ -98,6 +102,8 @@ class TrainConfig:
     """Minutes between evaluations, each with a checkpoint and a picture strip."""
     workers: int = 0
     """Processes that prepare data; worth it beside a GPU."""
+    continue_with_changes: bool = False
+    """Go on with a run although settings differ that change what is learnt; the earlier ones are kept."""
     device: Device = "auto"
     """What computes; the best there is unless given. Several devices are given by `accelerate launch`."""
     loss: LossWeights = dataclasses.field(default_factory=LossWeights)
@@ -168,7 +174,8 @@ def train(
     model.safetensors, the metrics in metrics.jsonl and pictures in pictures/.
 
     Raises:
-        MinimodelError: settings that don't fit.
+        MinimodelError: settings that don't fit, or other ones than the run in ``output`` began with, unless
+            ``config.continue_with_changes``; a folder to which another run is writing.
         TrainingStopped: the loss or its gradient is no longer finite.
 
     >>> train(TrainConfig(Path("runs/mine"), steps=1000), model=AnimationModel.from_preset("tiny", points=20))
@@ -225,72 +232,82 @@ def train(
     averaged = averaged_model(average)
     learners, parameters = step_module.learners, step_module.learned
     optimizer = torch.optim.Adam(parameters, lr=rate, betas=BETAS)
-    state = load_checkpoint(config.output, learners, average, optimizer)
-    whole_step, optimizer = accelerator.prepare(step_module, optimizer)
-    checkpoint = partial(save_checkpoint, config.output, learners, average, optimizer, state)
-    log = Log(config, state, source_of(features), model) if accelerator.is_main_process else None
+    with locked(Path(config.output)) if accelerator.is_main_process else nullcontext():
+        goes_on = (Path(config.output) / "checkpoint.pt").exists()
+        state = load_checkpoint(config.output, learners, average, optimizer)
+        whole_step, optimizer = accelerator.prepare(step_module, optimizer)
+        checkpoint = partial(save_checkpoint, config.output, learners, average, optimizer, state)
+        log = None
+        if accelerator.is_main_process:
+            built = None if model.config is None else dataclasses.asdict(model.config)
+            known = dict(learning_rate=rate, features=source_of(features), model=built)
+            changes = dict(goes_on=goes_on, may_change=config.continue_with_changes)
+            keep_settings(Path(config.output), dataclasses.asdict(config) | known, state.step, **changes)
+            log = Log(config, state, source_of(features), model)
 
-    def evaluate_and_save() -> None:
-        """Evaluate, log and save; one process does, the others wait."""
-        if log is not None:
-            for name, clips in evaluations.items():
-                log(state, "evaluation", data=name, **evaluate(averaged, clips, features).summary())
-                save_picture(strip(averaged, clips), log.pictures / f"{Path(name).name}-{state.step:07d}.png")
-            checkpoint()
-        accelerator.wait_for_everyone()
+        def evaluate_and_save() -> None:
+            """Evaluate, log and save; one process does, the others wait."""
+            if log is not None:
+                for name, clips in evaluations.items():
+                    log(state, "evaluation", data=name, **evaluate(averaged, clips, features).summary())
+                    save_picture(strip(averaged, clips), log.pictures / f"{Path(name).name}-{state.step:07d}.png")
+                checkpoint()
+            accelerator.wait_for_everyone()
 
-    milestones = SYSTEMS[config.system].milestones
-    # Where nothing of the motion is learnt, steps of motion alone would teach nothing.
-    motion_steps = config.motion_steps if step_module.learns_motion else 0
-    batches = iter(DataLoader(stream, batch_size=None, sampler=range(state.step, 2**31), num_workers=config.workers))
-    progress = agreed_progress(config, state, accelerator)
-    evaluated = state.seconds
-    if progress >= 1:  # a run that is done; it may have been killed between its last two files
-        if log is not None:
-            checkpoint()
-        return averaged.eval()
-    while progress < 1:
-        began = time.perf_counter()
-        batch = {name: value.to(accelerator.device) for name, value in next(batches).items()}
-        waited = time.perf_counter() - began
-        for group in optimizer.param_groups:
-            group["lr"] = rate * 0.1 ** sum(progress >= milestone for milestone in milestones)
-        statistics = [buffer.clone() for buffer in model.buffers()]
-        motion_only = state.step % (motion_steps + 1) > 0
-        terms = whole_step(batch, motion_only=motion_only, progress=progress)
-        loss = sum(terms.values())
-        # Means over processes, so that all of them get the same numbers, and stop together.
-        values = accelerator.reduce(torch.stack([loss, *terms.values()]).detach().float(), "mean").tolist()
-        norm = math.nan
-        if math.isfinite(values[0]):  # the backward pass of sampling would crash on a flow that isn't
-            optimizer.zero_grad()
-            accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(parameters, LARGEST_GRADIENT, norm_type=torch.inf).item()
-        if not math.isfinite(norm):
-            for buffer, before in zip(model.buffers(), statistics, strict=True):
-                buffer.copy_(before)
+        milestones = SYSTEMS[config.system].milestones
+        # Where nothing of the motion is learnt, steps of motion alone would teach nothing.
+        motion_steps = config.motion_steps if step_module.learns_motion else 0
+        batches = iter(
+            DataLoader(stream, batch_size=None, sampler=range(state.step, 2**31), num_workers=config.workers)
+        )
+        progress = agreed_progress(config, state, accelerator)
+        evaluated = state.seconds
+        if progress >= 1:  # a run that is done; it may have been killed between its last two files
             if log is not None:
                 checkpoint()
-                log.progress.close()  # or the message would stand on its line
-            raise TrainingStopped(
-                f"loss or gradient is not finite in step {state.step + 1}: stopped; the state before it is saved in"
-                f" {config.output}; a lower --learning-rate may help"
-            )
-        optimizer.step()
-        average.update_parameters(model)
-        state.step += 1
-        took = time.perf_counter() - began
-        state.seconds += took
-        progress = agreed_progress(config, state, accelerator)
-        if log is not None:
-            numbers = dict(zip(["loss", *terms, "gradient"], [*values, norm], strict=True))
-            log(state, "train", **numbers, pairs_per_second=config.batch / took, data_share=waited / took)
-            log.bar(state, progress, None if motion_only else values[0])
-        if progress < 1 and state.seconds - evaluated >= 60 * config.evaluate_minutes:
-            evaluated = state.seconds
-            evaluate_and_save()
-    evaluate_and_save()
-    return averaged.eval()
+            return averaged.eval()
+        while progress < 1:
+            began = time.perf_counter()
+            batch = {name: value.to(accelerator.device) for name, value in next(batches).items()}
+            waited = time.perf_counter() - began
+            for group in optimizer.param_groups:
+                group["lr"] = rate * 0.1 ** sum(progress >= milestone for milestone in milestones)
+            statistics = [buffer.clone() for buffer in model.buffers()]
+            motion_only = state.step % (motion_steps + 1) > 0
+            terms = whole_step(batch, motion_only=motion_only, progress=progress)
+            loss = sum(terms.values())
+            # Means over processes, so that all of them get the same numbers, and stop together.
+            values = accelerator.reduce(torch.stack([loss, *terms.values()]).detach().float(), "mean").tolist()
+            norm = math.nan
+            if math.isfinite(values[0]):  # the backward pass of sampling would crash on a flow that isn't
+                optimizer.zero_grad()
+                accelerator.backward(loss)
+                norm = accelerator.clip_grad_norm_(parameters, LARGEST_GRADIENT, norm_type=torch.inf).item()
+            if not math.isfinite(norm):
+                for buffer, before in zip(model.buffers(), statistics, strict=True):
+                    buffer.copy_(before)
+                if log is not None:
+                    checkpoint()
+                    log.progress.close()  # or the message would stand on its line
+                raise TrainingStopped(
+                    f"loss or gradient is not finite in step {state.step + 1}: stopped; the state before it is saved in"
+                    f" {config.output}; a lower --learning-rate may help"
+                )
+            optimizer.step()
+            average.update_parameters(model)
+            state.step += 1
+            took = time.perf_counter() - began
+            state.seconds += took
+            progress = agreed_progress(config, state, accelerator)
+            if log is not None:
+                numbers = dict(zip(["loss", *terms, "gradient"], [*values, norm], strict=True))
+                log(state, "train", **numbers, pairs_per_second=config.batch / took, data_share=waited / took)
+                log.bar(state, progress, None if motion_only else values[0])
+            if progress < 1 and state.seconds - evaluated >= 60 * config.evaluate_minutes:
+                evaluated = state.seconds
+                evaluate_and_save()
+        evaluate_and_save()
+        return averaged.eval()
 
 
 def _average(averaged: list[Tensor], current: list[Tensor], index: Tensor, *, decay: float) -> None:
@@ -321,15 +338,13 @@ class Log:
         output = Path(config.output)
         self.pictures = output / "pictures"
         self.pictures.mkdir(parents=True, exist_ok=True)
-        sizes = None if model.config is None else dataclasses.asdict(model.config)
-        settings = dataclasses.asdict(config) | dict(features=features, model=sizes)
-        (output / "config.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
         self.path = output / "metrics.jsonl"
         # What a killed run logged after its checkpoint will be done, and logged, again.
         old = self.path.read_text().splitlines() if self.path.exists() else []
         whole = (line for line in old if line.endswith("}"))
         kept = [line for line in whole if json.loads(line)["step"] <= state.step]
-        self.path.write_text("".join(f"{line}\n" for line in kept))
+        with whole_file(self.path) as unfinished:
+            unfinished.write_text("".join(f"{line}\n" for line in kept))
         try:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -337,7 +352,8 @@ class Log:
         except ImportError:
             self.board = None
         self.progress = tqdm(total=config.steps, initial=state.step, unit=" steps", dynamic_ncols=True)
-        self.batch, self.loss = config.batch, math.nan
+        self.batch = config.batch
+        self.loss: float | None = None
         millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         self.progress.write(
             f"{millions:.2f} M parameters; perceptual loss on features {features!r}; output in {output}"
@@ -347,8 +363,13 @@ class Log:
         """Log the ``numbers`` of a step: a line of metrics.jsonl, and a point in each curve of TensorBoard."""
         line = dict(step=state.step, minutes=round(state.seconds / 60, 3), kind=kind)
         line |= {k: float(f"{v:.8g}") if isinstance(v, float) else v for k, v in numbers.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        length = self.path.stat().st_size
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:  # a disk that is full takes half a line
+            os.truncate(self.path, length)
+            raise MinimodelError(f"{self.path}: can't be written ({error.strerror})") from error
         if self.board is not None:
             prefix = "/".join([kind, *(v for v in numbers.values() if isinstance(v, str))])
             for name, value in numbers.items():
@@ -357,9 +378,10 @@ class Log:
 
     def bar(self, state: RunState, progress: float, loss: float | None) -> None:
         """Update the progress bar. With ``loss`` None the last loss stays, because steps of motion alone have another
-        loss."""
+        loss; none is shown before the first."""
         self.loss = self.loss if loss is None else loss
         left = state.seconds / 60 * (1 - progress) / progress
         speed = self.batch * state.step / state.seconds
         self.progress.update(state.step - self.progress.n)
-        self.progress.set_postfix_str(f"loss {self.loss:.3f}, {speed:.1f} pairs/s, {max(left, 0):.1f} min left")
+        shown = "" if self.loss is None else f"loss {self.loss:.3f}, "
+        self.progress.set_postfix_str(f"{shown}{speed:.1f} pairs/s, {max(left, 0):.1f} min left")
