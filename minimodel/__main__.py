@@ -7,10 +7,15 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import math
 import re
+import signal
 import sys
+import threading
+import time
 import warnings
 from importlib import import_module
+from typing import Any
 
 # Command -> the module of its options and function, their names, and what it does.
 COMMANDS = {
@@ -36,8 +41,8 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; -> its exit code. What the user can mend ends in one line and code 2; a bug keeps its
-    traceback."""
+    """Run one command; -> its exit code. What the user can mend ends in one line and code 2, SIGTERM and Ctrl-C in one
+    line and 128 plus their number; a bug keeps its traceback."""
     words = sys.argv[1:] if arguments is None else arguments
     if not words or words[0] in ("-h", "--help"):
         print(overview())
@@ -60,8 +65,24 @@ def overview() -> str:
 
 
 def run(command: str, words: list[str]) -> int:
-    """Parse a command's options, and run it."""
-    import torch
+    """Parse a command's options, and run it; -> its exit code."""
+    with Stop() as stop:
+        try:
+            return parse_and_run(command, words)
+        except BaseException as error:  # of a stop also what it became on its way up
+            close_bars()
+            if stop.signal or isinstance(error, KeyboardInterrupt):
+                line, code = "stopped", 128 + (stop.signal or signal.SIGINT)  # as a shell says it
+            elif reason := mendable(error):
+                line, code = reason, 2
+            else:
+                raise
+            print(f"minimodel: {line}", file=sys.stderr)
+            return code
+
+
+def parse_and_run(command: str, words: list[str]) -> int:
+    """As `run`, but with exceptions for what goes wrong in the command itself."""
     import tyro
     from tqdm import tqdm
 
@@ -81,23 +102,70 @@ def run(command: str, words: list[str]) -> int:
     # On a line of its own, also while a bar is shown.
     warnings.showwarning = lambda message, *_, **__: tqdm.write(f"minimodel: {message}", file=sys.stderr)
     keep_freed_memory()
-    try:
-        for field in dataclasses.fields(chosen):
-            # tyro takes an option of many values without any, which only means something where it is the default.
-            if getattr(chosen, field.name) == () != field.default:
-                raise MinimodelError(f"--{field.name}: none given")
-        getattr(home, function)(chosen)
-    except (MinimodelError, OSError) as error:
-        print(f"minimodel: {error}", file=sys.stderr)
-        return 2
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "out of memory"
-        print(f"minimodel: {reason}; a smaller --preset, --batch or --size needs less", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("minimodel: stopped", file=sys.stderr)
-        return 130  # as a shell says it
+    for field in dataclasses.fields(chosen):
+        # tyro takes an option of many values without any, which only means something where it is the default.
+        if getattr(chosen, field.name) == () != field.default:
+            raise MinimodelError(f"--{field.name}: none given")
+    getattr(home, function)(chosen)
     return 0
+
+
+def mendable(error: BaseException) -> str | None:
+    """The line about an error that a user can mend; None for a bug."""
+    import torch
+
+    from minimodel.errors import MinimodelError
+
+    if isinstance(error, MinimodelError | OSError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        reason = str(error).splitlines()[0] if str(error) else "out of memory"
+        return f"{reason}; a smaller --preset, --batch or --size needs less"
+    return None
+
+
+def close_bars() -> None:
+    """End the progress bars, or the last line would stand on the line of one."""
+    from tqdm import tqdm
+
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
+
+
+class Stop:
+    """While it is entered, SIGTERM and Ctrl-C raise a `KeyboardInterrupt`, so that all that cleans up does. ``signal``
+    is the one that came. Signals that were ignored before, as those of a job in the background, still are."""
+
+    def __init__(self) -> None:
+        self.signal, self.came = 0, -math.inf
+        self.before: dict[int, Any] = {}
+        self.unraisable = sys.unraisablehook
+
+    def __enter__(self) -> "Stop":
+        if threading.current_thread() is threading.main_thread():  # others have no signals
+            sys.unraisablehook = self.again
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self.before[number] = signal.signal(number, self.stop)
+        return self
+
+    def stop(self, number: int, frame: object) -> None:
+        """Raise, but for a second signal within a second: it wants the same, and would interrupt the cleaning up."""
+        last, self.came, self.signal = self.came, time.monotonic(), number
+        if self.came - last > 1:
+            raise KeyboardInterrupt
+
+    def again(self, lost: Any) -> None:
+        """An exception within a destructor is lost, so the signal is sent once more, from outside."""
+        if not self.signal or not issubclass(lost.exc_type, KeyboardInterrupt):
+            return self.unraisable(lost)
+        self.came = -math.inf
+        threading.Timer(0.01, signal.raise_signal, [self.signal]).start()
+
+    def __exit__(self, *error: object) -> None:
+        for number, before in self.before.items():
+            signal.signal(number, before)
+        sys.unraisablehook = self.unraisable
 
 
 def one_line(box: str) -> str:
