@@ -191,6 +191,19 @@ def test_processes_end_with_the_one_that_started_them_and_go_on_where_they_were(
     assert "parameters" in (tmp_path / "affine" / "seed-0" / "log.txt").read_text()
 
 
+def test_sigterm_ends_the_processes_too_and_nothing_half_written_stays(tmp_path):
+    arguments = command(tmp_path, "--pairs", "80000", "--parallel", "2")
+    first = start(*arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    checkpoints = [tmp_path / row / "seed-0" / "checkpoint.pt" for row in ("affine", "npmr")]
+    assert wait_until(lambda: all(path.exists() for path in checkpoints))
+    workers = psutil.Process(first.pid).children(recursive=True)
+    first.terminate()
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 143 and err.endswith("minimodel: stopped\n") and "Traceback" not in err
+    assert len(workers) >= 2 and not psutil.wait_procs(workers, timeout=60)[1]
+    assert not [path for path in tmp_path.rglob(".*")]
+
+
 def test_a_row_that_stops_leaves_the_others_alone(tmp_path, small, monkeypatch, capsys):
     def stop(config, **sizes):
         if config.refine is False:

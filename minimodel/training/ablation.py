@@ -300,6 +300,10 @@ def in_processes(config: AblateConfig, todo: list[tuple[str, int]]) -> Iterator[
         except BrokenProcessPool as error:
             message = "a process ended before its row was done (for want of memory? fewer --parallel need less)"
             raise TrainingStopped(f"{message}; the same command goes on") from error
+        except KeyboardInterrupt:  # which reaches this process alone
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -308,7 +312,8 @@ def start_process() -> None:
     """Prepare a worker process: one thread, and an end as soon as its parent process ends. Otherwise a worker that is
     left over and the next command would train the same row."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends them without a word
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all, and the parent ends the others ...
+    signal.signal(signal.SIGTERM, _end)  # ... so that they delete what is half-written
 
     def follow() -> None:
         parent = multiprocessing.parent_process()
@@ -319,12 +324,19 @@ def start_process() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
+def _end(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
 def train_row_quietly(config: AblateConfig, row: str, seed: int) -> str | None:
     """Call `train_row` with its output appended to log.txt in the run's folder."""
     path = scores_path(config, row, seed).parent / "log.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
-        return train_row(config, row, seed)
+        try:
+            return train_row(config, row, seed)
+        except SystemExit:  # of `_end`; the pool would go on with its next row
+            os._exit(1)
 
 
 def train_row(config: AblateConfig, row: str, seed: int) -> str | None:
