@@ -1,6 +1,8 @@
 import dataclasses
 import itertools
 import json
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -309,6 +311,57 @@ def test_a_configuration_survives_json():
 def test_wrong_names_say_which_exist(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+# The shapes in signatures are checked in tests alone; so another process, which does what a user's script does.
+GIVE_OTHER_PICTURES = """
+import json, torch
+from minimodel import AnimationModel
+torch.manual_seed(0)
+model, good = AnimationModel.from_preset("tiny").eval(), torch.rand(1, 3, 64, 64)
+good[:, :, 0, 0], good[:, :, 0, 1] = 0.0, 1.0
+kinds = {
+    "0 to 255": 255 * good, "-1 to 1": 2 * good - 1, "bytes": (255 * good).byte(), "grey": good[:, :1],
+    "four channels": torch.cat([good, good[:, :1]], 1), "channels last": good.permute(0, 2, 3, 1), "right": good,
+}
+said = {}
+for kind, bad in kinds.items():
+    ways = {
+        "source": lambda: model.encode_source(bad),
+        "driving": lambda: model.encode_driving(bad),
+        "both": lambda: model(bad, bad),
+        "photo": lambda: next(model.animate(bad[0], good)),
+        "video": lambda: next(model.animate(good[0], iter(bad))),
+    }
+    for way, do in ways.items():
+        try:
+            do()
+            said[f"{kind}, {way}"] = ""
+        except Exception as error:
+            said[f"{kind}, {way}"] = f"{type(error).__name__}: {error}"
+print(json.dumps(said))
+"""
+OTHER_PICTURES = {
+    "0 to 255": "pictures with values from 0 to 255: expected 0 to 1 (divide by 255?)",
+    "-1 to 1": "pictures with values from -1 to 1: expected 0 to 1 (divide by 255?)",
+    "bytes": "a tensor 1x3x64x64 of uint8: expected pictures (b, 3, h, w), RGB as float in [0, 1]",
+    "four channels": "a tensor 1x4x64x64 of float32: expected pictures (b, 3, h, w), RGB as float in [0, 1]",
+    "grey": "a tensor 1x1x64x64 of float32: expected pictures (b, 3, h, w), RGB as float in [0, 1]",
+    "channels last": "a tensor 1x64x64x3 of float32: expected pictures (b, 3, h, w), RGB as float in [0, 1]",
+}
+
+
+@pytest.fixture(scope="module")
+def said_of_pictures():
+    command = [sys.executable, "-c", GIVE_OTHER_PICTURES]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.parametrize("way", ["source", "driving", "both", "photo", "video"])
+@pytest.mark.parametrize("kind", OTHER_PICTURES)
+def test_pictures_of_another_kind_are_named_with_what_came(said_of_pictures, kind, way):
+    assert said_of_pictures[f"{kind}, {way}"] == f"MinimodelError: {OTHER_PICTURES[kind]}"
+    assert said_of_pictures[f"right, {way}"] == ""
 
 
 def test_files_that_are_not_ours_are_refused_in_one_line(tmp_path):
