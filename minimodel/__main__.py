@@ -145,7 +145,7 @@ class Stop:
         if threading.current_thread() is threading.main_thread():  # others have no signals
             sys.unraisablehook = self.again
             for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) is not signal.SIG_IGN:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: somebody else's, not Python's
                     self.before[number] = signal.signal(number, self.stop)
         return self
 

@@ -168,7 +168,7 @@ class FrameCache:
                 return torch.stack([self(other, max(0, index - excess)) for index in indices])
             except (MinimodelError, OSError, av.FFmpegError) as failure:
                 if self.strict:
-                    raise
+                    raise MinimodelError(str(failure)) from failure
                 error = failure
                 self.broken.add(other)
                 warnings.warn(f"{failure}; other clips take its place", stacklevel=2)
