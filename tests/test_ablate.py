@@ -195,12 +195,12 @@ def test_sigterm_ends_the_processes_too_and_nothing_half_written_stays(tmp_path)
     arguments = command(tmp_path, "--pairs", "80000", "--parallel", "2")
     first = start(*arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     checkpoints = [tmp_path / row / "seed-0" / "checkpoint.pt" for row in ("affine", "npmr")]
-    assert wait_until(lambda: all(path.exists() for path in checkpoints))
+    assert wait_until(lambda: all(path.exists() for path in checkpoints), 400)
     workers = psutil.Process(first.pid).children(recursive=True)
     first.terminate()
-    _, err = first.communicate(timeout=60)
+    _, err = first.communicate(timeout=120)
     assert first.returncode == 143 and err.endswith("minimodel: stopped\n") and "Traceback" not in err
-    assert len(workers) >= 2 and not psutil.wait_procs(workers, timeout=60)[1]
+    assert len(workers) >= 2 and not psutil.wait_procs(workers, timeout=120)[1]
     assert not [path for path in tmp_path.rglob(".*")]
 
 

@@ -324,19 +324,22 @@ def start_process() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
+ended = threading.Event()  # by SIGTERM, in a worker process
+
+
 def _end(number: int, frame: object) -> None:
+    ended.set()
     raise SystemExit(128 + number)
 
 
 def train_row_quietly(config: AblateConfig, row: str, seed: int) -> str | None:
     """Call `train_row` with its output appended to log.txt in the run's folder."""
+    if ended.is_set():  # the pool hands out one row more than it has processes
+        return "stopped"
     path = scores_path(config, row, seed).parent / "log.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
-        try:
-            return train_row(config, row, seed)
-        except SystemExit:  # of `_end`; the pool would go on with its next row
-            os._exit(1)
+        return train_row(config, row, seed)
 
 
 def train_row(config: AblateConfig, row: str, seed: int) -> str | None:
