@@ -47,13 +47,23 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise MinimodelError(
             f"{path}: refused, because reading it could run code: it is no checkpoint, or holds more than tensors and"
-            f" numbers ({_first_line(error)})"
+            f" numbers ({_finding(error)})"
         ) from error
     except Exception as error:  # whatever a damaged archive makes torch raise
         raise MinimodelError(f"{path}: not a whole checkpoint ({_first_line(error)})") from error
     if not isinstance(content, Mapping):
         raise MinimodelError(f"{path}: holds a {type(content).__name__}, expected sections of weights by name")
-    return dict(_flatten(content))
+    weights = dict(_flatten(content))
+    if not weights:
+        held = ", ".join(repr(str(name)) for name in list(content)[:3]) or "nothing"
+        raise MinimodelError(f"{path}: unknown layout: holds {held}, expected sections as {SECTIONS[1]!r}")
+    return weights
+
+
+def _finding(error: Exception) -> str:
+    """The line of torch's message that says what it found; its first lines advise to read the file all the same."""
+    lines = [line for line in str(error).splitlines() if "nsupported" in line]
+    return lines[0].split(". ")[0][:150] if lines else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:
