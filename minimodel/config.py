@@ -78,6 +78,7 @@ class ModelConfig:
     """All sizes of a model; saved with its weights.
 
     The defaults are those of the `paper` preset: the published sizes, where the papers or their code give any.
+    MRFA's coarse stream isn't among them; ``notebooks/A1_published_code.ipynb`` counts what else published models have.
     """
 
     preset: PresetName = "paper"

@@ -255,6 +255,7 @@ assert metrics.l1(wrong, D) > metrics.l1(S, D) > metrics.l1(by_package, D)
 # | [**9**](09_losses_and_metrics.ipynb) | what each loss and metric sees, and is blind to | [`losses.py`](../minimodel/losses.py), [`metrics.py`](../minimodel/evaluation/metrics.py) |
 # | [**10**](10_motion_transfer.ipynb) | whose face is it, when one person drives another | [`transfer.py`](../minimodel/transfer.py) |
 # | [**11**](11_train_a_full_model.ipynb) | training, measuring and using the whole | [`train.py`](../minimodel/training/loop.py), [`evaluate.py`](../minimodel/evaluation/protocols.py), [`animate.py`](../minimodel/commands/animate.py) |
+# | [**A1**](A1_published_code.ipynb) | (appendix) what published code does otherwise | [`published/`](../minimodel/published/conventions.py) |
 #
 # The papers behind it: *Learning Motion Refinement for Unsupervised Face Animation* (here and everywhere: **MRFA**) in
 # notebooks 1, 3 and 6 to 8; *Thin-Plate Spline Motion Model for Image Animation* (**TPSM**) in 2, 8 and 10; *Sparse to
