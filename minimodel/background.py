@@ -43,7 +43,7 @@ class BackgroundPredictor(nn.Module):
         source, driving = self.resized(source), self.resized(driving)
         weights = torch.sigmoid(self.logits(torch.cat([source, driving]))).chunk(2)
         found = shift(source, driving, *weights)
-        matrix = torch.cat([torch.eye(2).to(found).expand(len(found), 2, 2), found[..., None]], dim=2)
+        matrix = torch.cat([torch.eye(2, device=found.device).expand(len(found), 2, 2), found[..., None]], dim=2)
         for _ in range(POLISHING):
             matrix = gauss_newton(matrix, source, driving, *weights)
         return matrix
@@ -129,5 +129,5 @@ def gauss_newton(
     normal, aim = weighted.mT @ slopes, weighted.mT @ rearrange(difference, "b c h w -> b (c h w) 1")
     # Damped, so that a wall of one colour moves nowhere.
     size = reduce(normal.diagonal(dim1=1, dim2=2), "b six -> b 1 1", "mean")
-    damping = (1e-2 * size + 1e-4 * height * width) * torch.eye(6).to(normal)
+    damping = (1e-2 * size + 1e-4 * height * width) * torch.eye(6, device=normal.device, dtype=normal.dtype)
     return matrix - torch.linalg.solve(normal + damping, aim).view_as(matrix)

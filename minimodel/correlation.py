@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from minimodel.blocks import Hourglass
 from minimodel.keypoints import gaussian_heatmaps
-from minimodel.warping import full_precision, identity_grid, resize_flow, size_of, to_pixels
+from minimodel.warping import extent, full_precision, identity_grid, resize_flow, size_of, to_pixels
 
 
 @full_precision
@@ -181,7 +181,7 @@ def _patch(positions: Tensor, level: int, radius: int, size: tuple[int, int]) ->
     height, width = size
     centre = (positions + 0.5) / 2**level - 0.5
     # Far outside all values are zero anyway; the clamp keeps the following integers small.
-    limit = torch.tensor((width, height), device=positions.device, dtype=positions.dtype) + radius + 1
+    limit = extent(size, positions) + radius + 1
     corner = torch.minimum(torch.maximum(centre.detach(), -limit), 2 * limit).floor()
     fraction = centre - corner
     offsets = torch.arange(-radius, radius + 2, device=positions.device)

@@ -40,6 +40,14 @@ def size_of(maps: Tensor) -> tuple[int, int]:
     return height, width
 
 
+def extent(size: tuple[int, int], like: Tensor) -> Float[Tensor, "2"]:
+    """The width and the height of ``size`` = (h, w) as a tensor of the device and type of ``like``.
+
+    The numbers are made on that device: `torch.tensor` copies them from the CPU, and a GPU waits for the copy.
+    """
+    return torch.linspace(size[1], size[0], 2, device=like.device, dtype=like.dtype)
+
+
 def identity_grid(height: int, width: int, *, device=None, dtype=torch.float32) -> Float[Tensor, "2 h w"]:
     """The normalised position of every pixel centre: channel 0 holds x, channel 1 holds y."""
     x = (2 * torch.arange(width, device=device, dtype=dtype) + 1) / width - 1
@@ -97,7 +105,7 @@ def _warp_rows(image: Float[Tensor, "b c height width"], grid: Float[Tensor, "b 
     """
     batch, channels, height, width = image.shape
     position = to_pixels(grid.permute(0, 2, 3, 1), (height, width)).nan_to_num()
-    last = position.new_tensor((width - 1, height - 1))
+    last = extent((height, width), position) - 1
     position = torch.minimum(position.clamp(min=0), last)
     before = position.floor()
     x, y = torch.stack((before, torch.minimum(before + 1, last)), -1).long().unbind(3)
@@ -136,8 +144,7 @@ def flow_from_pixels(flow: Float[Tensor, "*b 2 h w"]) -> Float[Tensor, "*b 2 h w
 
 def _half_extent(flow: Float[Tensor, "*b 2 h w"]) -> Float[Tensor, "2 1 1"]:
     """Pixels in a normalised unit, along x and along y."""
-    height, width = flow.shape[-2:]
-    return torch.tensor((width, height), device=flow.device, dtype=flow.dtype).view(2, 1, 1) / 2
+    return extent(size_of(flow), flow).view(2, 1, 1) / 2
 
 
 def sample_flow(flow: Float[Tensor, "b 2 h w"], points: Float[Tensor, "b n 2"]) -> Float[Tensor, "b n 2"]:
@@ -165,11 +172,9 @@ def invert_flow_at(flow: Float[Tensor, "b 2 h w"], points: Float[Tensor, "b n 2"
 
 def to_pixels(points: Float[Tensor, "... 2"], size: tuple[int, int]) -> Float[Tensor, "... 2"]:
     """Convert normalised positions to pixels of an image of ``size`` = (h, w), where pixel centres are integers."""
-    extent = torch.tensor((size[1], size[0]), device=points.device, dtype=points.dtype)
-    return ((points + 1) * extent - 1) / 2
+    return ((points + 1) * extent(size, points) - 1) / 2
 
 
 def from_pixels(points: Float[Tensor, "... 2"], size: tuple[int, int]) -> Float[Tensor, "... 2"]:
     """Convert pixels of an image of ``size`` = (h, w) to normalised positions; undoes `to_pixels`."""
-    extent = torch.tensor((size[1], size[0]), device=points.device, dtype=points.dtype)
-    return (2 * points + 1) / extent - 1
+    return (2 * points + 1) / extent(size, points) - 1

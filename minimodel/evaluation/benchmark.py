@@ -99,7 +99,7 @@ def around(points: Float[Tensor, "t n 2"], size: int) -> Bool[Tensor, "t 1 h w"]
     """The mask of the box around points (in pixels), enlarged on every side by a quarter of its longer side."""
     low, high = points.amin(1), points.amax(1)
     margin = (high - low).amax(1, keepdim=True) / 4
-    pixels = to_pixels(identity_grid(size, size).permute(1, 2, 0), (size, size))
+    pixels = to_pixels(identity_grid(size, size, device=points.device).permute(1, 2, 0), (size, size))
     inside = (pixels >= (low - margin)[:, None, None]) & (pixels <= (high + margin)[:, None, None])
     return inside.all(-1)[:, None]
 
