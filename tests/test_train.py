@@ -24,6 +24,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.optim.swa_utils import AveragedModel
 
 from minimodel import losses, runtime
 from minimodel.config import HourglassSizes, ResNetSizes, TokenSizes
@@ -848,7 +849,12 @@ def test_equivariance_compares_the_bent_frame_carried_back_and_counts_as_weighte
 
 
 def test_the_average_is_short_at_first():
-    for number, share in ((0, 0.9), (90, 0.09), (10**6, 0.001)):
-        averaged = [torch.zeros(1)]
-        loop._average(averaged, [torch.ones(1)], torch.tensor(number), decay=0.999)
-        assert averaged[0].item() == pytest.approx(share, rel=1e-3)
+    for number, share in ((0, 1), (1, 9 / 11), (90, 0.09), (10**6, 0.001)):
+        model = torch.nn.BatchNorm1d(1, affine=False)
+        average = AveragedModel(model, use_buffers=True)
+        model.running_mean += 1
+        model.num_batches_tracked += 7
+        average.n_averaged += number
+        loop.update_average(average, model, decay=0.999)
+        assert average.module.running_mean.item() == pytest.approx(share, rel=1e-3)
+        assert average.module.num_batches_tracked == 7 and average.n_averaged == number + 1

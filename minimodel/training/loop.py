@@ -17,13 +17,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
-from torch import Tensor
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -228,7 +229,7 @@ def train(
     evaluations = {name: load_evaluation(name, size, most=BENCHMARK_CLIPS, strict=config.strict) for name in watched}
 
     step_module = channels_last(TrainingStep(model, features, config.loss, config.teaching), accelerator.device)
-    average = AveragedModel(model, multi_avg_fn=partial(_average, decay=config.average), use_buffers=True)
+    average = AveragedModel(model, use_buffers=True)
     averaged = averaged_model(average)
     learners, parameters = step_module.learners, step_module.learned
     optimizer = torch.optim.Adam(parameters, lr=rate, betas=BETAS)
@@ -277,13 +278,17 @@ def train(
             terms = whole_step(batch, motion_only=motion_only, progress=progress)
             loss = sum(terms.values())
             # Means over processes, so that all of them get the same numbers, and stop together.
-            values = accelerator.reduce(torch.stack([loss, *terms.values()]).detach().float(), "mean").tolist()
-            norm = math.nan
-            if math.isfinite(values[0]):  # the backward pass of sampling would crash on a flow that isn't
+            values = accelerator.reduce(torch.stack([loss, *terms.values()]).detach().float(), "mean")
+            norm = torch.full_like(values[0], torch.nan)
+            # On a CPU the backward pass of sampling would crash on a flow that isn't finite. A GPU would wait for the
+            # question, and has no such crash.
+            if accelerator.device.type != "cpu" or values[0].isfinite():
                 optimizer.zero_grad()
                 accelerator.backward(loss)
-                norm = accelerator.clip_grad_norm_(parameters, LARGEST_GRADIENT, norm_type=torch.inf).item()
-            if not math.isfinite(norm):
+                norm = accelerator.clip_grad_norm_(parameters, LARGEST_GRADIENT, norm_type=torch.inf)
+            # The only numbers of a step that a GPU is waited for.
+            *means, gradient = torch.cat([values, norm.view(1)]).tolist()
+            if not (math.isfinite(means[0]) and math.isfinite(gradient)):
                 for buffer, before in zip(model.buffers(), statistics, strict=True):
                     buffer.copy_(before)
                 if log is not None:
@@ -294,15 +299,15 @@ def train(
                     f" {config.output}; a lower --learning-rate may help"
                 )
             optimizer.step()
-            average.update_parameters(model)
+            update_average(average, model, decay=config.average)
             state.step += 1
             took = time.perf_counter() - began
             state.seconds += took
             progress = agreed_progress(config, state, accelerator)
             if log is not None:
-                numbers = dict(zip(["loss", *terms, "gradient"], [*values, norm], strict=True))
+                numbers = dict(zip(["loss", *terms, "gradient"], [*means, gradient], strict=True))
                 log(state, "train", **numbers, pairs_per_second=config.batch / took, data_share=waited / took)
-                log.bar(state, progress, None if motion_only else values[0])
+                log.bar(state, progress, None if motion_only else means[0])
             if progress < 1 and state.seconds - evaluated >= 60 * config.evaluate_minutes:
                 evaluated = state.seconds
                 evaluate_and_save()
@@ -310,13 +315,22 @@ def train(
         return averaged.eval()
 
 
-def _average(averaged: list[Tensor], current: list[Tensor], index: Tensor, *, decay: float) -> None:
-    if not averaged[0].is_floating_point():  # BatchNorm's counters
-        torch._foreach_copy_(averaged, current)
-        return
-    # The first steps' weights are far from the later ones, so the average is short at first.
-    decay = min(decay, (1 + int(index)) / (10 + int(index)))
-    torch._foreach_lerp_(averaged, current, 1 - decay)
+@torch.no_grad()
+def update_average(average: AveragedModel, model: nn.Module, *, decay: float) -> None:
+    """Add a step to the moving average of weights and buffers. `AveragedModel.update_parameters` does the same, but
+    sends its count of steps to a GPU, which waits for it."""
+    count = int(average.n_averaged)
+    states = (chain(m.parameters(), m.buffers()) for m in (average.module, model))
+    pairs = [(averaged.detach(), current.detach()) for averaged, current in zip(*states, strict=True)]
+    mixed = [pair for pair in pairs if count and pair[0].is_floating_point()]
+    copied = [pair for pair in pairs if not count or not pair[0].is_floating_point()]  # BatchNorm's counters, later on
+    for averaged, current in copied:
+        averaged.copy_(current)
+    if mixed:
+        # The first steps' weights are far from the later ones, so the average is short at first.
+        decay = min(decay, (1 + count) / (10 + count))
+        torch._foreach_lerp_([averaged for averaged, _ in mixed], [current for _, current in mixed], 1 - decay)
+    average.n_averaged += 1
 
 
 def agreed_progress(config: TrainConfig, state: RunState, accelerator: Accelerator) -> float:
