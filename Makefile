@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test types wheel book clean
+.PHONY: demo test test-gpu types wheel book clean
 
 # A photo moves like a film of the same person, so that the right answer is known, and the result can be measured.
 demo: .venv/ready
@@ -21,6 +21,12 @@ test: .venv/ready
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 	MINIMODEL_MINUTES=0.4 $(BIN)/pytest -q --nbval --nbval-current-env notebooks
+
+# The package's tests on a GPU, which commands then take, and the tests that compare it with the CPU. With
+# MINIMODEL_DEVICE=cpu the latter compare the CPU with itself.
+test-gpu: export MINIMODEL_DEVICE ?= cuda
+test-gpu: .venv/ready
+	$(BIN)/pytest -q tests
 
 # The package by the type checker.
 types: .venv/ready

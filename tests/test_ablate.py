@@ -68,7 +68,8 @@ def trained(folder):
 
 
 def command(folder, *more, table="mrfa-3", rows=("affine", "npmr"), seeds="0"):
-    return ["ablate", table, "--output", str(folder), "--rows", *rows, "--seeds", *seeds.split(), *more]
+    asked = ["--output", str(folder), "--rows", *rows, "--seeds", *seeds.split(), "--device", "cpu"]
+    return ["ablate", table, *asked, *more]
 
 
 def start(*arguments, **options):

@@ -80,7 +80,8 @@ def clips(tmp_path_factory):
 
 
 def settings(output, clips, **options):
-    options = dict(data=("synthetic",), evaluate=(str(clips),), batch=4, evaluate_minutes=NEVER) | options
+    """A small run on the CPU, where the same seed gives the same bits. `test_gpu.py` trains on a GPU."""
+    options = dict(device="cpu", data=("synthetic",), evaluate=(str(clips),), batch=4, evaluate_minutes=NEVER) | options
     return TrainConfig(output, **{"steps": STEPS} | options if "minutes" not in options else options)
 
 
@@ -710,7 +711,8 @@ if __name__ == "__main__":
 
 
 def by_landmarks(output, **options):
-    return TrainConfig(output, system="s2d", evaluate_minutes=NEVER, **dict(batch=4, steps=2) | options)
+    options = dict(batch=4, steps=2) | options
+    return TrainConfig(output, system="s2d", evaluate_minutes=NEVER, device="cpu", **options)
 
 
 S2D_SIZES = SIZES | dict(

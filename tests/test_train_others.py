@@ -96,7 +96,8 @@ def small_model(path, **options):
 @pytest.mark.parametrize("system", ["mrfa", "npmr"])  # points with matrices and without
 def test_avd_learns_to_undo_deformations(tmp_path, clips, system):
     model = small_model(tmp_path / "model.safetensors", system=system)
-    config = TrainAvdConfig(str(tmp_path / "model.safetensors"), (str(clips),), pairs=32, steps=300, batch=32)
+    options = dict(pairs=32, steps=300, batch=32, device="cpu")
+    config = TrainAvdConfig(str(tmp_path / "model.safetensors"), (str(clips),), **options)
     network = train_avd(config)
     source, wanted = motion_pairs(model, config, torch.device("cpu"))
     assert len(source.points) == 32 and (source.affine is None) == (system == "npmr")
