@@ -16,6 +16,7 @@ from minimodel.commands.bench import (
     time_training,
     timed,
 )
+from minimodel.errors import MinimodelError
 from minimodel.model import AnimationModel
 from minimodel.training.objective import TrainingStep
 
@@ -68,6 +69,14 @@ def test_the_bench_runs_and_its_stages_do_not_overlap(system, prior, capsys):
     expected |= {"structure", "projection", "refinement"} if system in ("mrfa", "npmr") else set()
     assert spent.keys() == expected
     assert 0.3 * total < sum(spent.values()) <= 1.05 * total
+
+
+def test_frames_can_be_rendered_at_once_and_graphs_need_cuda(capsys):
+    one, four = (bench(BenchConfig(presets=("tiny",), system="s2d", repeats=1, frames=n))["tiny"] for n in (1, 4))
+    assert four["work"] == one["work"] and 0 < four["frame"] < 3 * one["frame"]  # of one frame, not of four
+    assert ", 4 at once" in capsys.readouterr().out
+    with pytest.raises(MinimodelError, match="--replay on cpu: only CUDA records graphs"):
+        bench(BenchConfig(presets=("tiny",), replay=True, device="cpu"))
 
 
 @pytest.mark.parametrize("system", ["mrfa", "s2d"])

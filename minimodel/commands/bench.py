@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from minimodel.config import PresetName, PriorName, SystemName
-from minimodel.errors import check_positive
+from minimodel.errors import MinimodelError, check_positive
 from minimodel.features import load_features
 from minimodel.landmarks import LANDMARKS
 from minimodel.model import AnimationModel
-from minimodel.motion import Output, SourceState
+from minimodel.motion import Motion, Output, SourceState
 from minimodel.runtime import Device, channels_last, pick_device, ready_to_render
 from minimodel.tps import random_transforms
 from minimodel.training.loop import PRESET_FEATURES
@@ -39,7 +39,11 @@ class BenchConfig:
     prior: PriorName | None = None
     """Replaces the system's prior."""
     batch: int = 1
-    """Pairs of a training step; rendering is timed frame by frame."""
+    """Pairs of a training step."""
+    frames: int = 1
+    """Driving frames that are rendered at once."""
+    replay: bool = False
+    """Also record rendering as a CUDA graph, and time its replay, which Python has no part in."""
     repeats: int = 3
     """Runs of which the median is taken, after one that isn't counted."""
     device: Device = "auto"
@@ -49,8 +53,10 @@ class BenchConfig:
 def bench(config: BenchConfig) -> dict[str, dict[str, float]]:
     """Measure time and multiply-adds of each preset with random weights, print a table for each and return the numbers.
     Times are in seconds."""
-    check_positive(config, "batch", "repeats")
+    check_positive(config, "batch", "frames", "repeats")
     device = pick_device(config.device)
+    if config.replay and device.type != "cuda":
+        raise MinimodelError(f"--replay on {device}: only CUDA records graphs")
     speed = convolution_speed(device)
     print(f"{device}, {torch.get_num_threads()} threads; convolutions: {speed / 1e9:.0f} G multiply-adds/s")
     results: dict[str, dict[str, float]] = {}
@@ -60,26 +66,44 @@ def bench(config: BenchConfig) -> dict[str, dict[str, float]]:
         model = ready_to_render(model, device)
         size = model.image_size
         source, driving = torch.rand(2, config.batch, 3, size, size, device=device)
-        one, other = source[:1], driving[:1]
+        one = source[:1]
+        other = driving[:1] if config.frames == 1 else torch.rand(config.frames, 3, size, size, device=device)
         with torch.inference_mode():
             given: dict[str, Any] = {}
+            moving: dict[str, Any] = {}
             if model.prior.moves_by_landmarks:
                 given = dict(landmarks=random_landmarks(1, device))
+                moving = dict(landmarks=random_landmarks(config.frames, device))
             state = model.encode_source(one, **given)
             encode_source = partial(model.encode_source, one, **given)
-            render_frame = partial(render_driving, model, state, other, **given)
+            render_frame = partial(render_driving, model, state, other, **moving)
             per_source, source_stages = measure(model, encode_source, config.repeats)
-            per_frame, frame_stages = measure(model, render_frame, config.repeats)
-            work = multiply_adds(render_frame)
-        per_pair = time_training(model, source, driving, config.repeats, PRESET_FEATURES[preset]) / config.batch
+            per_batch, frame_stages = measure(model, render_frame, config.repeats)
+            per_frame = per_batch / config.frames
+            work = multiply_adds(render_frame) // config.frames
+            memory = [peak_memory(device, render_frame)]
+            replayed = None
+            if config.replay:
+                replayed = measure(model, record(model, state, other, **moving), config.repeats)[0] / config.frames
+        train_pairs = partial(time_training, model, source, driving, config.repeats, PRESET_FEATURES[preset])
+        per_pair = train_pairs() / config.batch
+        memory.append(peak_memory(device, partial(train_pairs, 1)))
         results[preset] = dict(
             source=per_source, frame=per_frame, pair=per_pair, work=work, ratio=per_frame * speed / work
         )
         prior = f" with prior {config.prior}" if config.prior else ""
         print(f"\n{preset}, {config.system}{prior}, {size} x {size}")
         print(f"  a source         {per_source:8.3f} s   {shares(source_stages, per_source)}")
-        print(f"  a driving frame  {per_frame:8.3f} s   {shares(frame_stages, per_frame)}")
+        together = f", {config.frames} at once" if config.frames > 1 else ""
+        print(f"  a driving frame  {per_frame:8.3f} s   {shares(frame_stages, per_batch)}{together}")
         print(f"  a training pair  {per_pair:8.3f} s   with batches of {config.batch}")
+        print(f"  {1 / per_frame:.1f} frames/s, {1 / per_pair:.1f} pairs/s")
+        if replayed is not None:
+            results[preset]["replayed"] = replayed
+            print(f"  replayed as a CUDA graph: {1 / replayed:.1f} frames/s")
+        if device.type == "cuda":
+            results[preset] |= dict(rendering_memory=memory[0], training_memory=memory[1])
+            print(f"  memory: {memory[0] / 1e9:.2f} GB to render, {memory[1] / 1e9:.2f} GB to train")
         ratio = results[preset]["ratio"]
         print(f"  {work / 1e9:.2f} G multiply-adds a frame, and {ratio:.2f} times what they take at full speed")
     return results
@@ -91,6 +115,36 @@ def render_driving(
     """Encode and render one driving frame, which is its whole cost once the source is encoded. Given landmarks cost
     nothing."""
     return model.render(source, model.encode_driving(driving, landmarks=landmarks))
+
+
+def record(
+    model: AnimationModel, source: SourceState, driving: Tensor, *, landmarks: Tensor | None = None
+) -> Callable[[], object]:
+    """Record `render_driving` as a CUDA graph, and return its replay. What `encode_driving` checks about pictures is
+    left out, because the check reads numbers, which a recording can't."""
+
+    def run() -> Output:
+        return model.render(source, Motion(landmarks) if landmarks is not None else model.prior.detect(driving))
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # libraries choose their algorithms here
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def peak_memory(device: torch.device, run: Callable[[], object]) -> int:
+    """The most bytes of a GPU that tensors take during ``run``, those of the models included; 0 elsewhere."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return torch.cuda.max_memory_allocated()
 
 
 def random_landmarks(count: int, device: torch.device) -> Tensor:
