@@ -153,24 +153,24 @@ def true_flow_loss(
 def visibility_loss(
     occlusions: Sequence[Float[Tensor, "b 1 _ _"]],
     visible: Float[Tensor, "b 1 h w"],
-    known: Float[Tensor, "b"] | None = None,
+    weight: Float[Tensor, "b 1 h w"] | None = None,
     *,
     sharpness: float = 3.0,
 ) -> Float[Tensor, ""]:
     """Cross entropy of the occlusion logits of all stages with the true visibility: 1 visible in the source, 0 hidden.
 
     Visible and hidden pixels count for one half each: otherwise "all is visible" would be right in nine of ten pixels.
-    A stage coarser than ``visible`` is compared with averages of ``visible``. Pairs with ``known`` 0 are left out.
+    A stage coarser than ``visible`` is compared with averages of ``visible``. ``weight`` is the weight of each pixel,
+    by default 1; pairs without truth have 0.
 
     The logits are divided by ``sharpness`` first, so trained logits are that many times as far from zero as their
     certainty alone would make them. The sign of a logit stays the same, and the gate mixes less: a gate that is open to
     0.7 where it is right three times of four blurs everything.
     """
-    known = visible.new_ones(len(visible)) if known is None else known
+    weight = torch.ones_like(visible) if weight is None else weight
     means = []
     for logits in occlusions:
-        share = resize_flow(visible, size_of(logits))
-        seen, hidden = share * known.view(-1, 1, 1, 1), (1 - share) * known.view(-1, 1, 1, 1)
+        seen, hidden = (resize_flow(share * weight, size_of(logits)) for share in (visible, 1 - visible))
         logits = logits / sharpness
         shut = (seen * F.softplus(-logits)).sum() / seen.sum().clamp_min(1e-6)
         left_open = (hidden * F.softplus(logits)).sum() / hidden.sum().clamp_min(1e-6)

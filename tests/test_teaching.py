@@ -12,7 +12,7 @@ from minimodel.errors import MinimodelError
 from minimodel.evaluation.benchmark import LEFT_EYE, around
 from minimodel.model import AnimationModel
 from minimodel.training.objective import LossWeights, TrainingStep
-from minimodel.training.teaching import Teaching, flow_weight, hole_mask, lent_gates
+from minimodel.training.teaching import Teaching, hole_mask, lent_gates, pixel_weight
 from minimodel.warping import to_pixels, warp
 
 SIZE = 32
@@ -96,7 +96,7 @@ def test_visible_and_hidden_pixels_count_for_one_half_each():
 def test_gates_of_all_stages_learn_and_pairs_of_unknown_truth_do_not_count():
     visible = (torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.3).float()
     logits = [torch.zeros(2, 1, side, side, requires_grad=True) for side in (4, 8)]
-    losses.visibility_loss(logits, visible, torch.tensor([1.0, 0.0])).backward()
+    losses.visibility_loss(logits, visible, torch.tensor([1.0, 0.0]).view(2, 1, 1, 1).expand_as(visible)).backward()
     for stage in logits:
         assert stage.grad[0].abs().min() > 0
         assert not stage.grad[1].any()
@@ -164,9 +164,9 @@ def test_lent_gates_are_true_or_the_models_own_and_pass_no_gradient():
 
 def test_the_weight_of_arrows_sums_to_one_and_eyes_and_mouth_have_their_share(batch):
     visible, landmarks = batch["visible"], batch["true_landmarks"]
-    plain = flow_weight(visible, landmarks, 0.0)
+    plain = pixel_weight(visible, landmarks, 0.0)
     assert torch.allclose(plain, visible / visible.sum())
-    focused = flow_weight(visible, landmarks, 1.0)
+    focused = pixel_weight(visible, landmarks, 1.0)
     assert focused.sum().item() == pytest.approx(1, rel=1e-4)
     assert not focused[visible == 0].any()
     eye = around(to_pixels(landmarks, (SIZE, SIZE))[:, LEFT_EYE], SIZE) & (visible > 0)

@@ -12,7 +12,7 @@ from minimodel.errors import MinimodelError
 from minimodel.model import AnimationModel
 from minimodel.motion import Output, SourceState, Stages, TrainingPair
 from minimodel.tps import Spline
-from minimodel.training.teaching import Teaching, flow_weight, hole_mask, lent_gates
+from minimodel.training.teaching import Teaching, hole_mask, lent_gates, pixel_weight
 from minimodel.warping import resize_flow, size_of, warp
 
 BACKGROUND_FROM = 0.1  # share of the run before which the TPS prior's background stands still
@@ -185,14 +185,16 @@ class TrainingStep(nn.Module):
     def truth_terms(self, stages: Stages, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The losses of flow, occlusion and correlation against the truth of rendered faces, each times its weight.
         Pairs of films have no truth and count nothing."""
-        weights = self.weights
-        visible = batch["visible"] * batch["known"].view(-1, 1, 1, 1)
+        weights, landmarks, focus = self.weights, batch["true_landmarks"], self.teaching.focus
+        known = batch["known"].view(-1, 1, 1, 1).expand_as(batch["visible"])
+        visible = batch["visible"] * known
         terms = {}
         if weights.flow:
-            counts = flow_weight(visible, batch["true_landmarks"], self.teaching.focus)
+            counts = pixel_weight(visible, landmarks, focus)
             terms["flow"] = losses.true_flow_loss(stages.flows, batch["true_flow"], counts)
         if weights.visibility:
-            terms["visibility"] = losses.visibility_loss(stages.occlusions, batch["visible"], batch["known"])
+            counts = pixel_weight(known, landmarks, focus)
+            terms["visibility"] = losses.visibility_loss(stages.occlusions, batch["visible"], counts)
         if weights.matching and stages.correlation is not None:
             terms["matching"] = losses.matching_loss(stages.correlation.volume(), batch["true_flow"], visible)
         return self.weighted(terms)

@@ -1,5 +1,6 @@
 """Rendered faces as teachers: true gates that the generator uses until the model's own are good enough, holes for the
-generator to paint, and the weight of each pixel in the loss of the true flow.
+generator to paint, and the weight of each pixel in the losses of flow and
+visibility.
 
 The papers learn from pictures alone, and so does every training here unless ``--loss.flow`` or ``--loss.visibility``
 asks for the truth.
@@ -33,8 +34,8 @@ class Teaching:
     largest_hole: float = 0.3
     """Radius of the largest hole, in halves of the picture's side."""
     focus: float = 0.5
-    """Share of the flow's loss for the boxes around eyes and mouth. Together they are a tenth of the picture, and what
-    moves in them is small."""
+    """Share of the losses of flow and visibility for the boxes around eyes and mouth. Together they are a tenth of the
+    picture, and what moves in them is small."""
 
     def own_share(self, progress: float) -> float:
         """The share of pairs with the model's own gates when a share ``progress`` of the run is done."""
@@ -74,16 +75,16 @@ def lent_gates(
     ]
 
 
-def flow_weight(
-    visible: Float[Tensor, "b 1 h w"], landmarks: Float[Tensor, "b 74 2"], focus: float
+def pixel_weight(
+    counted: Float[Tensor, "b 1 h w"], landmarks: Float[Tensor, "b 74 2"], focus: float
 ) -> Float[Tensor, "b 1 h w"]:
-    """The weight of each pixel in the loss of the true flow; the weights of a picture sum to 1. Only visible pixels
-    count. A share ``focus`` goes to the boxes around eyes and mouth, half to each; the rest is spread evenly.
-    ``landmarks`` are normalised."""
-    size = visible.shape[-1]
+    """The weight of each pixel in the losses of flow and visibility; all weights sum to 1. Only pixels
+    that are 1 in ``counted`` count. A share ``focus`` goes to the boxes around eyes and mouth, half to each; the rest
+    is spread evenly. ``landmarks`` are normalised."""
+    size = counted.shape[-1]
     points = to_pixels(landmarks, (size, size))
     eyes = around(points[:, RIGHT_EYE], size) | around(points[:, LEFT_EYE], size)
     everywhere, eyes, mouth = (
-        area / area.sum().clamp_min(1) for area in (visible, visible * eyes, visible * around(points[:, MOUTH], size))
+        area / area.sum().clamp_min(1) for area in (counted, counted * eyes, counted * around(points[:, MOUTH], size))
     )
     return (1 - focus) * everywhere + focus / 2 * (eyes + mouth)
