@@ -159,18 +159,24 @@ def visibility_loss(
 ) -> Float[Tensor, ""]:
     """Cross entropy of the occlusion logits of all stages with the true visibility: 1 visible in the source, 0 hidden.
 
-    Visible and hidden pixels count for one half each: otherwise "all is visible" would be right in nine of ten pixels.
     A stage coarser than ``visible`` is compared with averages of ``visible``. ``weight`` is the weight of each pixel,
     by default 1; pairs without truth have 0.
 
-    The logits are divided by ``sharpness`` first, so trained logits are that many times as far from zero as their
-    certainty alone would make them. The sign of a logit stays the same, and the gate mixes less: a gate that is open to
-    0.7 where it is right three times of four blurs everything.
+    In stages of full and half resolution visible and hidden pixels count for one half each: otherwise "all is visible"
+    would be right in nineteen of twenty pixels. Such a gate shuts wherever something is likelier to be hidden than it
+    usually is, so it shuts too much, and the coarser gates must let through what is to be painted there: they learn how
+    much is visible. The logits of the finer stages are divided by ``sharpness`` first, so trained logits are that many
+    times as far from zero as their certainty alone would make them. The sign of a logit stays the same, and the gate
+    mixes less: a gate that is open to 0.7 where it is right three times of four blurs everything.
     """
     weight = torch.ones_like(visible) if weight is None else weight
     means = []
     for logits in occlusions:
         seen, hidden = (resize_flow(share * weight, size_of(logits)) for share in (visible, 1 - visible))
+        if 2 * logits.shape[-1] < visible.shape[-1]:
+            wrong = (seen * F.softplus(-logits) + hidden * F.softplus(logits)).sum()
+            means.append(wrong / (seen + hidden).sum().clamp_min(1e-6))
+            continue
         logits = logits / sharpness
         shut = (seen * F.softplus(-logits)).sum() / seen.sum().clamp_min(1e-6)
         left_open = (hidden * F.softplus(logits)).sum() / hidden.sum().clamp_min(1e-6)
