@@ -22,7 +22,7 @@ from minimodel.data.framing import (
     trained_box,
     usual_box,
 )
-from minimodel.data.tracking import FaceTracker
+from minimodel.data.tracking import FaceTracker, cut, frame_landmarks
 from minimodel.landmarks import LandmarkDetector
 
 HEIGHT, WIDTH, SIDE = 240, 400, 160
@@ -149,7 +149,7 @@ def test_boxes_are_shifted_into_the_picture_but_not_far(box, inside):
 def track(frames, detector, *, size=64, **options):
     tracker = FaceTracker(frame_film(frames[:: max(1, len(frames) // 5)], detector, **options), detector)
     made = list(tracker.crops(iter(frames), size))
-    assert len(made) == len(frames) == tracker.count
+    assert len(made) == len(frames) == len(tracker.boxes)
     return tracker, made
 
 
@@ -161,6 +161,13 @@ def test_a_cut_to_a_wall_is_held_and_said(people, detector):
     assert tracker.held == [5, 6, 7, 8]
     assert tracker.note() == "no face in 4 of 12 frames (5 to 8): the last one is held there"
     assert all(torch.equal(frame, made[4]) for frame in made[5:9]) and not torch.equal(made[9], made[8])
+    # The squares are known now: the film is cut again without looking for the face, also at another size.
+    assert all(map(torch.equal, made, cut(zip(frames, tracker.boxes), 64)))
+    assert next(cut(zip(frames, tracker.boxes), 80)).shape == (3, 80, 80)
+    points = tracker.landmarks()
+    assert points.shape == (12, 74, 2) and torch.equal(points[5:9], points[4].expand(4, -1, -1))
+    moved = points[11].mean(0) - points[0].mean(0)
+    assert abs(moved[0] - 11) < 3 and abs(moved[1]) < 3
 
 
 def test_a_film_that_begins_without_the_face_begins_with_its_first_good_frame(people, detector):
@@ -169,6 +176,17 @@ def test_a_film_that_begins_without_the_face_begins_with_its_first_good_frame(pe
     tracker, made = track(frames, detector)
     assert tracker.held == list(range(11))
     assert all(torch.equal(frame, made[11]) for frame in made[:11])
+    points = tracker.landmarks()
+    assert torch.equal(points[:11], points[11].expand(11, -1, -1)) and not torch.equal(points[11], points[12])
+
+
+def test_landmarks_of_any_square_are_framed_as_in_training():
+    points = synthetic.landmarks(synthetic.Faces.sample(5, seed=3))
+    there = frame_landmarks(0.4 * points + torch.tensor([0.3, -0.5]))
+    assert (there - frame_landmarks(points)).abs().max() < 0.01  # wherever they were
+    centre = there.mean(1, keepdim=True)
+    assert (centre - torch.tensor(TRAINED_CENTRE)).abs().mean() < 0.1
+    assert (there - centre).square().sum(-1).mean(1).sqrt().median() == pytest.approx(TRAINED_SPREAD, abs=0.01)
 
 
 def test_a_face_that_leaves_is_held_before_it_is_cut_in_two(people, detector):
@@ -192,12 +210,9 @@ def test_the_square_goes_after_a_face_that_walks_and_rests_otherwise(people, det
     lefts = [40] * 10 + list(range(40, 220, 3)) + [220] * 30
     frames = [stand((pictures[1], left, 50)) for left in lefts]
     framing = frame_film(frames[:1], detector)
-    tracker, boxes = FaceTracker(framing, detector), []
-    for start in range(0, len(frames), 8):
-        for seen in tracker.look(frames[start : start + 8]):
-            assert tracker.accept(seen)
-            boxes.append(tracker.box)
-    assert not tracker.held and tracker.note() is None
+    tracker = FaceTracker(framing, detector)
+    boxes = [box for _, box in tracker.track(iter(frames))]
+    assert boxes == tracker.boxes and not tracker.held and tracker.note() is None
     assert len(set(boxes[:10])) == 1 and boxes[-1][0] - boxes[0][0] > 120
     assert max(abs(b[0] - a[0]) for a, b in pairwise(boxes)) <= 8  # smoothly
     for left, box in zip(lefts, boxes):
@@ -213,6 +228,7 @@ def test_nobody_watched_means_nothing_held():
     frames = [wall(), wall() // 2]
     made = list(tracker.crops(iter(frames), 100))
     assert not tracker.held and torch.equal(made[1], crop(frames[1], (0, 0, 100), 100))
+    assert tracker.landmarks() is None
 
 
 def test_the_crops_are_drawn(people):
