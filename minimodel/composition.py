@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minimodel.errors import MinimodelError
+from minimodel.motion import Output
 from minimodel.warping import resize_flow, size_of, warp
 
 LARGEST = 1024  # side of a composed frame, in pixels
@@ -47,6 +48,20 @@ def compose(
     size = size_of(photo)
     moved = warp(photo.expand(len(flow), -1, -1, -1), resize_flow(flow, size))  # (b, 3, height, width)
     return torch.lerp(resize_flow(painted, size), moved, resize_flow(gates(occlusion), size))
+
+
+def enlarge(
+    output: Output, photo: Float[Tensor, "1 3 height width"], index: int = 0
+) -> Float[Tensor, "3 height width"]:
+    """One frame of a model's `Output` at the photo's resolution, by `compose`.
+
+    Where the model's generator doesn't blend, no gate says where the photo may be shown: then its picture is enlarged
+    as it is.
+    """
+    one = slice(index, index + 1)
+    if not output.blended:
+        return resize_flow(output.painted[one], size_of(photo))[0]
+    return compose(photo, output.flows[-1][one], output.occlusions[-1][one], output.painted[one])[0]
 
 
 def gates(occlusion: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:

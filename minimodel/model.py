@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from minimodel import transfer
+from minimodel import composition, transfer
 from minimodel.config import ModelConfig
 from minimodel.correlation import StructureCorrelation, StructureEncoder
 from minimodel.errors import MinimodelError
@@ -212,12 +212,29 @@ class AnimationModel(nn.Module):
             raise MinimodelError("the driving film has no frames")
         return join(motions)
 
-    def render_film(self, source: SourceState, motion: Motion, *, batch: int = 8) -> Iterator[Float[Tensor, "3 h w"]]:
-        """Yield the source in each motion of a film, frame by frame, rendered under inference mode."""
+    def render_film(
+        self,
+        source: SourceState,
+        motion: Motion,
+        *,
+        photo: Float[Tensor, "1 3 height width"] | None = None,
+        batch: int = 8,
+    ) -> Iterator[Float[Tensor, "3 h w"]]:
+        """Yield the source in each motion of a film, frame by frame, rendered under inference mode.
+
+        With ``photo``, the source's picture at a resolution of its own, frames are composed at that resolution, see
+        `composition.enlarge`.
+        """
         for start in range(0, len(motion), batch):
-            with torch.inference_mode():  # not around the yield: the caller isn't in this mode
-                frames = self.render(source, motion[start : start + batch]).image
-            yield from frames
+            with torch.inference_mode():  # not around a yield: the caller isn't in this mode
+                output = self.render(source, motion[start : start + batch])
+            if photo is None:
+                yield from output.image
+                continue
+            for index in range(len(output.image)):
+                with torch.inference_mode():
+                    frame = composition.enlarge(output, photo, index)
+                yield frame
 
     def animate(
         self,

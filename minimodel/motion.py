@@ -142,6 +142,11 @@ class Output(Stages):
     image: Float[Tensor, "b 3 h w"]
     painted: Float[Tensor, "b 3 h w"]
 
+    @property
+    def blended(self) -> bool:
+        """Whether there was that last step, so that the last occlusion says where ``warped_source`` is shown."""
+        return self.image is not self.painted
+
 
 @dataclass
 class TrainingPair:

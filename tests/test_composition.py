@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minimodel.composition import compose, gates, paste
+from minimodel.composition import compose, enlarge, gates, paste
 from minimodel.data import synthetic
 from minimodel.data.framing import crop
+from minimodel.model import AnimationModel
 from minimodel.warping import resize_flow
 
 SURELY = 20.0  # an occlusion logit: open, or with a minus shut
@@ -78,6 +79,24 @@ def test_gates_end_before_a_sigmoid_does():
     made = gates(torch.tensor([-4.0, -3.0, 0.0, 3.0, 4.0]).view(1, 1, 1, 5)).flatten()
     assert made.tolist() == pytest.approx([0.0, 0.0, 0.5, 1.0, 1.0])
     assert (gates(torch.linspace(-2, 2, 9).view(1, 1, 1, 9)).diff() > 0).all()
+
+
+@pytest.mark.parametrize("blend", [True, False])
+def test_a_model_s_frames_are_composed_where_it_blends_and_enlarged_where_not(blend):
+    torch.manual_seed(0)
+    model = AnimationModel.from_preset("tiny", system="fomm", blend=blend).eval()
+    photo, film = torch.rand(1, 3, 96, 96), torch.rand(3, 3, 64, 64)
+    with torch.no_grad():
+        source, motion = model.encode_source(resize_flow(photo, (64, 64))), model.encode_driving(film)
+        output = model.render(source, motion)
+    assert output.blended == blend
+    if blend:
+        expected = compose(photo, output.flows[-1], output.occlusions[-1], output.painted)
+    else:
+        expected = resize_flow(output.image, (96, 96))
+    assert torch.allclose(torch.stack([enlarge(output, photo, index) for index in range(3)]), expected, atol=1e-6)
+    frames = torch.stack(list(model.render_film(source, motion, photo=photo, batch=2)))
+    assert torch.allclose(frames, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("box", [(10, 6, 40), (-8, -5, 40), (30, 20, 60), (-20, -30, 150)])
