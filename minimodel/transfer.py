@@ -116,6 +116,24 @@ def best_start(source_motion: Motion, driving_motion: Motion) -> int:
     return int(shape_distance(source_motion, driving_motion).argmin())
 
 
+# Of landmarks: above it two frames show different poses. Measured on pairs of 23 real clips, 1012 photos and films of
+# different people: where the best start was below, the head's turn differed by more than a quarter of the distance from
+# eyes to mouth (about 25 degrees) in none of 540 pairs, above 0.02 in 260 of 298. Where the film does show the photo's
+# turn, nine of ten best starts are below 0.008. Two rendered people, one of whom looks ahead, are that far apart where
+# the other has turned by 0.5. Points that a model finds by itself don't tell: by those of `tiny-video` the two kinds of
+# pairs overlap (0.02 to 0.08, 0.055 to 0.2), and each model has another scale.
+SAME_POSE = 0.01
+
+
+def same_pose(source_landmarks: Motion, driving_landmarks: Motion) -> bool:
+    """Whether a driving frame shows the source's pose, by the `shape_distance` of 74 landmarks.
+
+    The motions hold landmarks as points, whatever points move the picture. Without a frame of the same pose `relative`
+    adds the driving movement to a pose that it doesn't fit.
+    """
+    return float(shape_distance(source_landmarks, driving_landmarks)) < SAME_POSE
+
+
 def _normalised(points: Float[Tensor, "b k 2"]) -> Float[Tensor, "b k 2"]:
     return (points - points.mean(1, keepdim=True)) / _sizes(points)[:, None, None]
 

@@ -84,7 +84,7 @@ WITHOUT_A_CELL = {
     "motion": {"StructureLookup", "TrainingPair"},  # the kind of thing that `Correlation` is; what loss terms look at
     "priors": {"Prior"},  # what the four have in common
     "tps": {"backward_spline"},  # a step of `part_flows`
-    "transfer": {"own_avd"},  # of published models
+    "transfer": {"own_avd", "same_pose"},  # of published models; what `animate` asks before it takes a start
     "warping": {"flow_from_pixels", "sample_flow"},  # steps of functions that have cells
 }
 

@@ -9,11 +9,22 @@ from safetensors.torch import save_file
 from scipy.spatial import ConvexHull
 
 from minimodel import affine, transfer
+from minimodel.data import synthetic
 from minimodel.errors import MinimodelError
 from minimodel.model import AnimationModel
 from minimodel.motion import Motion
 from minimodel.saving import WEIGHTS
-from minimodel.transfer import AvdNetwork, avd, best_start, deformed, movement_scale, relative, shape_distance, standard
+from minimodel.transfer import (
+    AvdNetwork,
+    avd,
+    best_start,
+    deformed,
+    movement_scale,
+    relative,
+    same_pose,
+    shape_distance,
+    standard,
+)
 
 
 def motion(count=4, *, points=6, seed=0, with_affine=True, dtype=torch.float64):
@@ -146,6 +157,18 @@ def test_size_is_the_root_of_the_area_that_the_points_span():
     expected = shoelace(ring.numpy()) ** 0.5 / 0.5
     assert movement_scale(source, square).tolist() == pytest.approx([expected])
     same(relative(square, square, square), square)
+
+
+def test_one_pose_is_told_from_another_by_landmarks_of_different_people():
+    people, state = synthetic.sample_identities(8, 6), synthetic.neutral_states(1)
+    ahead, turned = (
+        Motion(synthetic.landmarks(synthetic.Faces(people, replace(state, yaw=torch.full((1,), yaw)))))
+        for yaw in (0.0, 0.6)
+    )
+    pairs = [(n, k) for n in range(8) for k in range(8) if n != k]
+    alike = [same_pose(frame(ahead, n), frame(ahead, k)) for n, k in pairs]
+    apart = [same_pose(frame(ahead, n), frame(turned, k)) for n, k in pairs]
+    assert all(alike) and not any(apart)
 
 
 def test_the_best_start_is_the_frame_shaped_like_the_source():
