@@ -1,3 +1,4 @@
+import re
 import time
 
 import pytest
@@ -53,7 +54,9 @@ def test_the_bench_runs_and_its_stages_do_not_overlap(system, prior, capsys):
     numbers = results["tiny"]
     assert results.keys() == {"tiny"} and all(value > 0 for value in numbers.values())
     assert numbers["pair"] > numbers["frame"] and 1e7 < numbers["work"] < 1e10
+    assert numbers["composed at 512"] > numbers["composed at 256"]
     printed = capsys.readouterr().out
+    assert re.search(r"composing it +[\d.]+ ms at 256, [\d.]+ ms at 512 pixels", printed)
     name = f"{system} with prior {prior}" if prior else system
     assert f"tiny, {name}, 64 x 64" in printed and ("refinement" in printed) == (system in ("mrfa", "npmr"))
     torch.manual_seed(0)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from minimodel import composition
 from minimodel.config import PresetName, PriorName, SystemName
 from minimodel.errors import MinimodelError, check_positive
 from minimodel.features import load_features
@@ -26,6 +27,8 @@ from minimodel.runtime import Device, channels_last, pick_device, ready_to_rende
 from minimodel.tps import random_transforms
 from minimodel.training.loop import PRESET_FEATURES
 from minimodel.training.objective import LossWeights, TrainingStep
+
+COMPOSED = (256, 512)  # sides of photos, in pixels
 
 
 @dataclass
@@ -82,6 +85,7 @@ def bench(config: BenchConfig) -> dict[str, dict[str, float]]:
             per_frame = per_batch / config.frames
             work = multiply_adds(render_frame) // config.frames
             memory = [peak_memory(device, render_frame)]
+            composed = time_composing(model, render_frame(), config.repeats)
             replayed = None
             if config.replay:
                 replayed = measure(model, record(model, state, other, **moving), config.repeats)[0] / config.frames
@@ -90,12 +94,14 @@ def bench(config: BenchConfig) -> dict[str, dict[str, float]]:
         memory.append(peak_memory(device, partial(train_pairs, 1)))
         results[preset] = dict(
             source=per_source, frame=per_frame, pair=per_pair, work=work, ratio=per_frame * speed / work
-        )
+        ) | {f"composed at {side}": seconds for side, seconds in composed.items()}
         prior = f" with prior {config.prior}" if config.prior else ""
         print(f"\n{preset}, {config.system}{prior}, {size} x {size}")
         print(f"  a source         {per_source:8.3f} s   {shares(source_stages, per_source)}")
         together = f", {config.frames} at once" if config.frames > 1 else ""
         print(f"  a driving frame  {per_frame:8.3f} s   {shares(frame_stages, per_batch)}{together}")
+        at = ", ".join(f"{1000 * seconds:.1f} ms at {side}" for side, seconds in composed.items())
+        print(f"  composing it     {at} pixels")
         print(f"  a training pair  {per_pair:8.3f} s   with batches of {config.batch}")
         print(f"  {1 / per_frame:.1f} frames/s, {1 / per_pair:.1f} pairs/s")
         if replayed is not None:
@@ -145,6 +151,14 @@ def peak_memory(device: torch.device, run: Callable[[], object]) -> int:
     torch.cuda.reset_peak_memory_stats()
     run()
     return torch.cuda.max_memory_allocated()
+
+
+def time_composing(model: AnimationModel, output: Output, repeats: int) -> dict[int, float]:
+    """Median seconds to bring a rendered frame to the resolution of a photo, for photos of `COMPOSED` pixels a side."""
+    photos = {side: torch.rand(1, 3, side, side, device=output.image.device) for side in COMPOSED}
+    return {
+        side: measure(model, partial(composition.enlarge, output, photo), repeats)[0] for side, photo in photos.items()
+    }
 
 
 def random_landmarks(count: int, device: torch.device) -> Tensor:
