@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from minimodel import transfer
 from minimodel.commands.animate import AnimateConfig, animate
 from minimodel.data import synthetic
-from minimodel.data.framing import center_crop_resize, landmarks_file
+from minimodel.data.framing import center_crop_resize, crop, landmarks_file
 from minimodel.data.video import Clip, read_image, read_landmarks
 from minimodel.data.writer import VideoWriter
 from minimodel.errors import MinimodelError
@@ -27,6 +27,7 @@ SAMPLES = Path(__file__).parents[1] / "data_samples"
 
 @pytest.fixture
 def setup(tmp_path):
+    """Weights at random, and a photo and a film without a face: what is tested here is the way from files to films."""
     torch.manual_seed(0)
     AnimationModel.from_preset("tiny").save(tmp_path / "model.safetensors")
     iio.imwrite(tmp_path / "photo.png", np.random.default_rng(0).integers(0, 255, (90, 70, 3), dtype=np.uint8))
@@ -34,8 +35,9 @@ def setup(tmp_path):
 
     def config(**options):
         paths = dict(source="photo.png", driving="driving.mp4", output="out.mp4", weights="model.safetensors")
-        paths |= {name: options.pop(name) for name in list(options) if name in paths}
+        paths |= {name: options.pop(name) for name in list(options) if name in (*paths, "show_crops")}
         paths = {name: tmp_path / value for name, value in paths.items()}
+        options = dict(crop="none", mode="standard") | options
         return AnimateConfig(**paths | {"weights": str(paths["weights"])}, **options)
 
     return config
@@ -44,7 +46,7 @@ def setup(tmp_path):
 def test_the_film_has_every_frame_and_says_that_it_is_synthetic(setup, tmp_path):
     clip = Clip(animate(setup()))
     assert len(clip) == 11 and clip.fps == 25
-    assert next(clip.decode())[1].shape == (3, 256, 256)  # enlarged from 64
+    assert next(clip.decode())[1].shape == (3, 280, 280)  # the photo's middle has 70, and is enlarged by a whole factor
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert "Synthetic media" in container.metadata["comment"]
 
@@ -81,11 +83,11 @@ def test_landmarks_alone_can_drive(by_landmarks, tmp_path, monkeypatch):
         used.append(landmarks), encode(self, image, landmarks=landmarks))[1])  # fmt: skip
     clip = Clip(animate(by_landmarks(driving="d.npz", side_by_side=True)))
     (_, first), *others = clip.decode()
-    assert len(others) == 2 and clip.fps == 24 and first.shape == (3, 256, 768)
+    assert len(others) == 2 and clip.fps == 24 and first.shape == (3, 280, 840)
     assert torch.allclose(torch.cat(used), true, atol=1e-5)
     # The middle picture shows where they are: white dots, mostly at the landmarks.
-    dots = first[:, :, 256:512].float().mean(0) / 255
-    places = to_pixels(true[0], (256, 256)).round().long().clamp(0, 255)
+    dots = first[:, :, 280:560].float().mean(0) / 255
+    places = to_pixels(true[0], (280, 280)).round().long().clamp(0, 279)
     assert dots[places[:, 1], places[:, 0]].mean() > 0.6 > 0.2 > dots.mean()
     assert len(Clip(animate(by_landmarks(driving="d.npz", mode="relative", start_frame=1)))) == 3
 
@@ -170,8 +172,7 @@ def test_each_mode_renders_its_own_motion(setup, trained, tmp_path, monkeypatch)
         source = rendered[0][0]
         made = join([motion for _, motion in rendered])
         model = AnimationModel.load(tmp_path / "model.safetensors")
-        frames = torch.stack([frame[None] / 255 for _, frame in Clip(tmp_path / "driving.mp4").decode()])[:, 0]
-        frames = torch.nn.functional.interpolate(frames, (64, 64), mode="bilinear", antialias=True, align_corners=False)
+        frames = torch.stack([crop(frame, (0, 0, 48), 64) for _, frame in Clip(tmp_path / "driving.mp4").decode()])
         with torch.no_grad():
             film = model.encode_driving(frames)
         expected = {
@@ -223,7 +224,12 @@ def test_the_film_is_decoded_and_encoded_once(setup, monkeypatch, mode):
         (dict(driving="photo.png"), None),  # a picture is a film of one frame
         (dict(driving="missing.mp4"), "missing.mp4: no such file"),
         (dict(weights="photo.png"), "not a whole safetensors file"),
-        (dict(size=100), "multiples of 16; nearest heights are 96 or 112"),
+        (dict(size=71), "size is 71: expected an even number, at least 16"),
+        (dict(show_crops="crops.txt"), "crops.txt: the name of the picture must end in .png, .jpg, .jpeg"),
+        (dict(show_crops="photo.png"), "photo.png: is what the film is to be made from"),
+        (dict(source_box=(90, 0, 20)), "photo.png: the square 90 0 20 shows nothing of 70 x 90 pixels"),
+        (dict(driving_box=(0, 48, 20)), "driving.mp4: the square 0 48 20 shows nothing of 48 x 48 pixels"),
+        (dict(crop="auto"), "photo.png: no face found; --crop none takes the middle, --source-box and --driving-box a"),
         (dict(output="out.avi"), "must end in .mp4 or .gif"),
         (dict(output="photo.png/out.mp4"), "can't be written"),
         (dict(mode="avd"), "avd-model.safetensors, which isn't there: it is made by `minimodel train-avd --weights"),
@@ -254,16 +260,29 @@ def test_the_film_shows_what_was_rendered(tmp_path):
         for number in range(3):
             film.write(torch.full((3, 64, 64), 0.2 + 0.2 * number))
     paths = [tmp_path / name for name in ("photo.png", "d.mp4", "o.mp4")]
-    source = center_crop_resize(read_image(paths[0])[None], 64)
+    box = (0, 40, 128)
+    picture = read_image(paths[0])
+    large, source = (crop(picture, box, size)[None] for size in (128, 64))
     frames = [center_crop_resize(frame[None] / 255, 64)[0] for _, frame in Clip(paths[1]).decode()]
-    made = [frame.clone() for frame in model.animate(source[0], frames, mode="standard")]
+    with torch.no_grad():
+        state = model.encode_source(source)
+        made = list(model.render_film(state, model.encode_film(frames), photo=large))
+    assert made[0].shape == (3, 128, 128)
 
-    def small(path):
-        return torch.stack([f for _, f in Clip(path).decode()]).float() / 255
+    def film_of(**options):
+        options = dict(crop="none", mode="standard") | options
+        file = animate(AnimateConfig(*paths, weights=str(tmp_path / "m.safetensors"), **options))
+        return torch.stack([f for _, f in Clip(file).decode()]).float() / 255
 
-    shown = F.avg_pool2d(small(animate(AnimateConfig(*paths, weights=str(tmp_path / "m.safetensors")))), 4)
-    assert (shown - torch.stack(made)).abs().mean() < 0.03
-    wide = small(animate(AnimateConfig(*paths, weights=str(tmp_path / "m.safetensors"), side_by_side=True)))
-    three = source.expand(3, -1, -1, -1), torch.stack(frames), torch.stack(made)
-    for part, expected in zip(F.avg_pool2d(wide, 4).split(64, -1), three, strict=True):
+    assert (F.avg_pool2d(film_of(), 2) - torch.stack(made)).abs().mean() < 0.03
+    wide = F.avg_pool2d(film_of(side_by_side=True), 2)
+    driving = torch.stack([center_crop_resize(frame[None], 128)[0] for frame in frames])
+    three = large.expand(3, -1, -1, -1), driving, torch.stack(made)
+    for part, expected in zip(wide.split(128, -1), three, strict=True):
         assert (part - expected).abs().mean() < 0.03
+    # Pasted: outside the square the photo stays as it is.
+    pasted = film_of(paste=True, source_box=(20, 60, 80))
+    assert pasted.shape[-2:] == (208 * 2, 128 * 2)
+    outside = F.avg_pool2d(pasted, 2) - picture
+    outside[..., 58:142, 18:102] = 0
+    assert outside.abs().mean() < 0.02 and outside.abs().amax() < 0.3

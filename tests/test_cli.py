@@ -82,7 +82,8 @@ def complaints(text):
 
 
 ABLATE = dict(table="s2d-4", output="out", pairs="8")
-ANIMATE = dict(source="photo.png", driving="clips/a.mp4", output="out.mp4", weights="model.safetensors")
+ANIMATE = dict(source="photo.png", driving="clips/a.mp4", output="out.mp4", weights="model.safetensors", crop="none")
+ANIMATE |= dict(mode="standard")
 BENCH = dict(presets="tiny")
 AVD = dict(weights="model.safetensors", data="clips", pairs="2", steps="1")
 FEATURES = dict(output="out.safetensors", minutes="0.01")
@@ -142,7 +143,10 @@ CASES = [
     ("animate", ANIMATE, dict(weights="cut.safetensors"), "cut.safetensors: not a whole safetensors file"),
     ("animate", ANIMATE, dict(weights="clips"), "clips: is a directory, expected a .safetensors file"),
     ("animate", ANIMATE, dict(weights="huge"), "weights 'huge': no such file, and shipped are only ['tiny'"),
-    ("animate", ANIMATE, dict(size="100"), "multiples of 16; nearest heights are 96 or 112"),
+    ("animate", ANIMATE, dict(size="51"), "size is 51: expected an even number, at least 16"),
+    ("animate", ANIMATE, dict(crop="auto"), "photo.png: no face found; --crop none takes the middle"),
+    ("animate", ANIMATE, {"show-crops": "crops.mp4"}, "crops.mp4: the name of the picture must end in .png"),
+    ("animate", ANIMATE, {"show-crops": "file/crops.png"}, "file/crops.png: can't be written"),
     ("animate", ANIMATE, dict(output="out.avi"), "out.avi: the name of the output must end in .mp4 or .gif"),
     ("animate", ANIMATE, dict(output="file/out.mp4"), "file/out.mp4: can't be written"),
     ("animate", ANIMATE, dict(output="/dev/full/out.mp4"), "/dev/full/out.mp4: can't be written"),
@@ -307,7 +311,7 @@ def test_a_foreign_checkpoint_stops_training_and_stays(place, capsys, kind):
 def test_a_film_that_is_there_survives_what_goes_wrong(place, capsys):
     shutil.copy("clips/a.mp4", "out.mp4")
     before = contents(place)
-    for options in (dict(driving="text.mp4"), dict(weights="pickle.pt"), dict(size="50")):
+    for options in (dict(driving="text.mp4"), dict(weights="pickle.pt"), dict(size="51")):
         assert main(words("animate", ANIMATE, options)) == 2
     assert contents(place) == before
 

@@ -301,7 +301,7 @@ def _windows(height: int, width: int) -> list[Box]:
 # ----------------------------------------------------------------------------------------------------- photo and film
 
 
-NO_FACE = "no face found; --crop none takes the middle, --crop LEFT TOP SIDE a square of your choice"
+NO_FACE = "no face found; --crop none takes the middle, --source-box and --driving-box a square of your choice"
 
 
 @dataclass(frozen=True)
@@ -338,7 +338,9 @@ def frame_photo(image: Float[Tensor, "3 h w"], detector: nn.Module, *, crop: Cro
     return Framing(shift_inside(trained_box(face), *size), face, len(found))
 
 
-def frame_film(frames: list[UInt8[Tensor, "3 h w"]], detector: nn.Module, *, crop: Crop = "auto") -> Framing:
+def frame_film(
+    frames: list[UInt8[Tensor, "3 h w"]], detector: nn.Module, *, crop: Literal["auto"] | Box = "auto"
+) -> Framing:
     """Choose the square of a film from some of its ``frames``, in order, as `look_into` gives them. Options and errors
     are those of `frame_photo`. A given box stays where it is; a box that was found may follow the face."""
     found = find_places(detector, frames)
