@@ -2,13 +2,19 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
+# A photograph of a person in the public domain, which comes with scikit-image.
+PHOTO = $$($(BIN)/python -c "import skimage.data; print(skimage.data.__path__[0])")/astronaut.png
+
 .PHONY: demo test test-gpu types wheel book clean
 
-# A photo moves like a film of the same person, so that the right answer is known, and the result can be measured.
+# First a photo moves like a film of the same person, so that the right answer is known, and the result can be measured.
+# Then a photograph: its face is found, moves like a rendered film, and is put back.
 demo: .venv/ready
 	$(BIN)/minimodel evaluate --weights tiny-s2d --data data_samples/ada.mp4
 	$(BIN)/minimodel animate --weights tiny-s2d --source data_samples/ada.png --driving data_samples/ada.mp4 \
-		--side-by-side --output runs/demo.mp4
+		--mode standard --side-by-side --output runs/demo.mp4
+	$(BIN)/minimodel animate --source "$(PHOTO)" --driving data_samples/elif.mp4 --paste --side-by-side \
+		--show-crops runs/demo-crops.png --output runs/demo-photo.mp4
 
 # The tests' coverage of the package is printed. The notebooks are executed, and must give what they show. One of them
 # trains, here for some seconds only.
