@@ -358,7 +358,7 @@ def test_half_a_file_and_no_file_are_said(tmp_path):
     path = save_checkpoint(tmp_path / "checkpoint.pth", "fomm")
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    refused(path, "not a whole checkpoint")
+    refused(path, r"not a whole checkpoint \(.*central directory\)$")  # the first sentence, to its end
     path.write_bytes(b"")
     refused(path, "not a whole checkpoint")
     path.unlink()

@@ -50,7 +50,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             f" numbers ({_finding(error)})"
         ) from error
     except Exception as error:  # whatever a damaged archive makes torch raise
-        raise MinimodelError(f"{path}: not a whole checkpoint ({_first_line(error)})") from error
+        raise MinimodelError(f"{path}: not a whole checkpoint ({_first_sentence(error)})") from error
     if not isinstance(content, Mapping):
         raise MinimodelError(f"{path}: holds a {type(content).__name__}, expected sections of weights by name")
     weights = dict(_flatten(content))
@@ -63,11 +63,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 def _finding(error: Exception) -> str:
     """The line of torch's message that says what it found; its first lines advise to read the file all the same."""
     lines = [line for line in str(error).splitlines() if "nsupported" in line]
-    return lines[0].split(". ")[0][:150] if lines else _first_line(error)
+    return lines[0].split(". ")[0][:150] if lines else _first_sentence(error)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:150]
+def _first_sentence(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0][:150]
 
 
 def _flatten(content: Mapping) -> Iterator[tuple[str, Tensor]]:
