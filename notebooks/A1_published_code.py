@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -409,7 +411,7 @@ axes[2].legend(fontsize=7)
 figure.colorbar(shown, ax=axes[1], label="score")
 plt.show()
 centre = {name: ((patch.sum(0) / patch.sum()) * offsets).sum().item() for name, patch in patches.items()}
-print({name: f"{value:+.2f}" for name, value in centre.items()}, "centre of the scores, pixels of level 1")
+print(", ".join(f"{name} {abs(value):.1f}" for name, value in centre.items()), "pixels of level 1 from the middle")
 assert abs(centre["ours"]) < 0.03 and -0.3 < centre["published"] < -0.2
 
 # %% [markdown]

@@ -74,6 +74,12 @@ def test_the_bench_runs_and_its_stages_do_not_overlap(system, prior, capsys):
     assert 0.3 * total < sum(spent.values()) <= 1.05 * total
 
 
+def test_given_weights_are_timed_instead_of_presets():
+    results = bench(BenchConfig(weights=("tiny-affine",), repeats=1))
+    assert results.keys() == {"tiny-affine"} and all(value > 0 for value in results["tiny-affine"].values())
+    assert "pair" in results["tiny-affine"]
+
+
 def test_frames_can_be_rendered_at_once_and_graphs_need_cuda(capsys):
     one, four = (bench(BenchConfig(presets=("tiny",), system="s2d", repeats=1, frames=n))["tiny"] for n in (1, 4))
     assert four["work"] == one["work"] and 0 < four["frame"] < 3 * one["frame"]  # of one frame, not of four

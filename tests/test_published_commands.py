@@ -75,6 +75,18 @@ def test_evaluate_measures_it(folder, tmp_path):
     assert "L1" in (tmp_path / "scores.json").read_text()
 
 
+@pytest.mark.parametrize("layout", ["tpsm-avd", "mrfa-fomm-refined"])
+def test_the_bench_times_its_rendering_and_no_training(layout, folder, tmp_path, capsys):
+    save_checkpoint(tmp_path / "a.pth.tar", layout)
+    file = str(tmp_path / "a.safetensors")
+    assert main(["import-checkpoint", str(tmp_path / "a.pth.tar"), "--output", file]) == 0
+    capsys.readouterr()
+    assert main(["bench", "--weights", file, "--repeats", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert file in printed and "a driving frame" in printed and "training" not in printed
+    assert ("refinement" in printed) == (layout == "mrfa-fomm-refined")
+
+
 def refused(capsys, *arguments: str) -> str:
     assert main(["import-checkpoint", *arguments]) == 2
     message = capsys.readouterr().err

@@ -33,10 +33,12 @@ COMPOSED = (256, 512)  # sides of photos, in pixels
 
 @dataclass
 class BenchConfig:
-    """Time rendering and training with random weights."""
+    """Time rendering and training with random weights, or with given ones."""
 
     presets: tuple[PresetName, ...] = ("tiny", "small", "paper")
     """Which sizes."""
+    weights: tuple[str, ...] = ()
+    """Instead of presets: shipped weights by name, or .safetensors files. Published models are rendered only."""
     system: SystemName = "mrfa"
     """Which paper's system."""
     prior: PriorName | None = None
@@ -54,8 +56,8 @@ class BenchConfig:
 
 
 def bench(config: BenchConfig) -> dict[str, dict[str, float]]:
-    """Measure time and multiply-adds of each preset with random weights, print a table for each and return the numbers.
-    Times are in seconds."""
+    """Measure time and multiply-adds of each preset with random weights, or of each of the given weights, print a table
+    for each and return the numbers. Times are in seconds."""
     check_positive(config, "batch", "frames", "repeats")
     device = pick_device(config.device)
     if config.replay and device.type != "cuda":
@@ -63,55 +65,67 @@ def bench(config: BenchConfig) -> dict[str, dict[str, float]]:
     speed = convolution_speed(device)
     print(f"{device}, {torch.get_num_threads()} threads; convolutions: {speed / 1e9:.0f} G multiply-adds/s")
     results: dict[str, dict[str, float]] = {}
-    for preset in config.presets:
+    for name in config.weights:
+        results[name] = bench_model(AnimationModel.load(name, device=device), name, config, speed, device)
+    prior = f" with prior {config.prior}" if config.prior else ""
+    for preset in () if config.weights else config.presets:
         torch.manual_seed(0)
-        model = AnimationModel.from_preset(preset, system=config.system, prior=config.prior)
-        model = ready_to_render(model, device)
-        size = model.image_size
-        source, driving = torch.rand(2, config.batch, 3, size, size, device=device)
-        one = source[:1]
-        other = driving[:1] if config.frames == 1 else torch.rand(config.frames, 3, size, size, device=device)
-        with torch.inference_mode():
-            given: dict[str, Any] = {}
-            moving: dict[str, Any] = {}
-            if model.prior.moves_by_landmarks:
-                given = dict(landmarks=random_landmarks(1, device))
-                moving = dict(landmarks=random_landmarks(config.frames, device))
-            state = model.encode_source(one, **given)
-            encode_source = partial(model.encode_source, one, **given)
-            render_frame = partial(render_driving, model, state, other, **moving)
-            per_source, source_stages = measure(model, encode_source, config.repeats)
-            per_batch, frame_stages = measure(model, render_frame, config.repeats)
-            per_frame = per_batch / config.frames
-            work = multiply_adds(render_frame) // config.frames
-            memory = [peak_memory(device, render_frame)]
-            composed = time_composing(model, render_frame(), config.repeats)
-            replayed = None
-            if config.replay:
-                replayed = measure(model, record(model, state, other, **moving), config.repeats)[0] / config.frames
-        train_pairs = partial(time_training, model, source, driving, config.repeats, PRESET_FEATURES[preset])
-        per_pair = train_pairs() / config.batch
-        memory.append(peak_memory(device, partial(train_pairs, 1)))
-        results[preset] = dict(
-            source=per_source, frame=per_frame, pair=per_pair, work=work, ratio=per_frame * speed / work
-        ) | {f"composed at {side}": seconds for side, seconds in composed.items()}
-        prior = f" with prior {config.prior}" if config.prior else ""
-        print(f"\n{preset}, {config.system}{prior}, {size} x {size}")
-        print(f"  a source         {per_source:8.3f} s   {shares(source_stages, per_source)}")
-        together = f", {config.frames} at once" if config.frames > 1 else ""
-        print(f"  a driving frame  {per_frame:8.3f} s   {shares(frame_stages, per_batch)}{together}")
-        at = ", ".join(f"{1000 * seconds:.1f} ms at {side}" for side, seconds in composed.items())
-        print(f"  composing it     {at} pixels")
+        model = ready_to_render(AnimationModel.from_preset(preset, system=config.system, prior=config.prior), device)
+        results[preset] = bench_model(model, f"{preset}, {config.system}{prior}", config, speed, device)
+    return results
+
+
+def bench_model(
+    model: AnimationModel, name: str, config: BenchConfig, speed: float, device: torch.device
+) -> dict[str, float]:
+    """Measure one model, print its table and return the numbers. ``speed`` is that of `convolution_speed`. A model
+    without a configuration, as published ones are, isn't trained."""
+    size = model.image_size
+    source, driving = torch.rand(2, config.batch, 3, size, size, device=device)
+    one = source[:1]
+    other = driving[:1] if config.frames == 1 else torch.rand(config.frames, 3, size, size, device=device)
+    with torch.inference_mode():
+        given: dict[str, Any] = {}
+        moving: dict[str, Any] = {}
+        if model.prior.moves_by_landmarks:
+            given = dict(landmarks=random_landmarks(1, device))
+            moving = dict(landmarks=random_landmarks(config.frames, device))
+        state = model.encode_source(one, **given)
+        encode_source = partial(model.encode_source, one, **given)
+        render_frame = partial(render_driving, model, state, other, **moving)
+        per_source, source_stages = measure(model, encode_source, config.repeats)
+        per_batch, frame_stages = measure(model, render_frame, config.repeats)
+        per_frame = per_batch / config.frames
+        work = multiply_adds(render_frame) // config.frames
+        memory = {"rendering_memory": peak_memory(device, render_frame)}
+        composed = time_composing(model, render_frame(), config.repeats)
+        replayed = None
+        if config.replay:
+            replayed = measure(model, record(model, state, other, **moving), config.repeats)[0] / config.frames
+    results = dict(source=per_source, frame=per_frame, work=work, ratio=per_frame * speed / work)
+    results |= {f"composed at {side}": seconds for side, seconds in composed.items()}
+    together = f", {config.frames} at once" if config.frames > 1 else ""
+    at = ", ".join(f"{1000 * seconds:.1f} ms at {side}" for side, seconds in composed.items())
+    print(f"\n{name}, {size} x {size}")
+    print(f"  a source         {per_source:8.3f} s   {shares(source_stages, per_source)}")
+    print(f"  a driving frame  {per_frame:8.3f} s   {shares(frame_stages, per_batch)}{together}")
+    print(f"  composing it     {at} pixels")
+    speeds = [f"{1 / per_frame:.1f} frames/s"]
+    if model.config is not None:
+        features = PRESET_FEATURES[model.config.preset]
+        train_pairs = partial(time_training, model, source, driving, config.repeats, features)
+        results["pair"] = per_pair = train_pairs() / config.batch
+        memory["training_memory"] = peak_memory(device, partial(train_pairs, 1))
         print(f"  a training pair  {per_pair:8.3f} s   with batches of {config.batch}")
-        print(f"  {1 / per_frame:.1f} frames/s, {1 / per_pair:.1f} pairs/s")
-        if replayed is not None:
-            results[preset]["replayed"] = replayed
-            print(f"  replayed as a CUDA graph: {1 / replayed:.1f} frames/s")
-        if device.type == "cuda":
-            results[preset] |= dict(rendering_memory=memory[0], training_memory=memory[1])
-            print(f"  memory: {memory[0] / 1e9:.2f} GB to render, {memory[1] / 1e9:.2f} GB to train")
-        ratio = results[preset]["ratio"]
-        print(f"  {work / 1e9:.2f} G multiply-adds a frame, and {ratio:.2f} times what they take at full speed")
+        speeds.append(f"{1 / per_pair:.1f} pairs/s")
+    print(f"  {', '.join(speeds)}")
+    if replayed is not None:
+        results["replayed"] = replayed
+        print(f"  replayed as a CUDA graph: {1 / replayed:.1f} frames/s")
+    if device.type == "cuda":
+        results |= memory
+        print(f"  memory: {', '.join(f'{bytes_ / 1e9:.2f} GB for {name}' for name, bytes_ in memory.items())}")
+    print(f"  {work / 1e9:.2f} G multiply-adds a frame, and {results['ratio']:.2f} times what they take at full speed")
     return results
 
 
@@ -171,7 +185,7 @@ def stages(model: AnimationModel) -> dict[str, list[nn.Module]]:
     groups = model.prior.timed_modules() | model.generator.timed_modules()
     groups["generator"] = [model.get_submodule("generator")]
     if model.refiner is not None and model.structure is not None:
-        groups["structure"] = [model.structure.source_encoder, model.structure.driving_encoder]
+        groups["structure"] = list(model.structure.children())  # two encoders, or the hourglasses and heads of two
         groups["projection"] = list(model.refiner.projections)
         groups["refinement"] = [model.refiner]
     return groups
