@@ -13,7 +13,7 @@ demo: .venv/ready
 	$(BIN)/minimodel evaluate --weights tiny-s2d --data data_samples/ada.mp4
 	$(BIN)/minimodel animate --weights tiny-s2d --source data_samples/ada.png --driving data_samples/ada.mp4 \
 		--mode standard --side-by-side --output runs/demo.mp4
-	$(BIN)/minimodel animate --source "$(PHOTO)" --driving data_samples/elif.mp4 --paste --side-by-side \
+	$(BIN)/minimodel animate --source "$(PHOTO)" --driving data_samples/dev.mp4 --paste --side-by-side \
 		--show-crops runs/demo-crops.png --output runs/demo-photo.mp4
 
 # The tests' coverage of the package is printed. The notebooks are executed, and must give what they show. One of them
