@@ -19,6 +19,8 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
     assert path.read_text() == "two" and list(path.parent.iterdir()) == [path]
     with pytest.raises(OSError, match=r"No space left.*new/file"), whole_file(path):
         raise OSError(28, "No space left on device")
+    with pytest.raises(OSError, match=r"No space left.*new/file'$"), whole_file(path) as unfinished:
+        raise OSError(28, "No space left on device", str(unfinished))
     for place, message in ((path.parent, "is a directory"), (path / "below", "new/file/below: can't be written")):
         with pytest.raises(ValueError, match=message), whole_file(place):
             pytest.fail("nothing should be begun that can't be kept")

@@ -20,6 +20,14 @@ ROOT = Path(__file__).parents[1]
 BENCH = ["bench", "--presets", "tiny"]
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Shells start jobs in the background with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def send(number):
     os.kill(os.getpid(), number)
     time.sleep(0.2)  # it arrives here, if not before
@@ -31,9 +39,13 @@ def plain(number, path):
         send(number)
 
 
+bars = []
+
+
 def while_a_bar_is_shown(number, path):
-    for _ in tqdm(range(3)):
-        plain(number, path)
+    bars.append(tqdm(total=3))  # which nobody else closes
+    bars[-1].update()
+    plain(number, path)
 
 
 def and_becomes_another_error(number, path):
