@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def like_a_command(write, stops):
         try:
             write(Path(line[0]))
         except KeyboardInterrupt:
-            print("minimodel: stopped", file=sys.stderr)
+            os.write(2, b"minimodel: stopped\n")  # pytest has taken sys.stderr
             return 143
         return 0
 
