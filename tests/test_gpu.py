@@ -27,10 +27,9 @@ VARIANTS = [*((system, None) for system in SYSTEMS), ("mrfa", "tokens"), ("mrfa"
 
 
 @pytest.fixture(autouse=True)
-def full_precision(monkeypatch):
-    """TF32 has three digits, which is no error of ours."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+def full_precision():
+    """TF32, which torch takes for convolutions, has three digits; that is no error of ours. For the whole session."""
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def batch_of(model, device):
