@@ -124,7 +124,7 @@ def name_videos(config: PrepareConfig) -> dict[Path, str]:
             found.append((root, root.stem))
             continue
         for path in find_clips(root):
-            if output != root.resolve() and output in path.resolve().parents:
+            if root.resolve() in output.parents and output in path.resolve().parents:
                 continue
             below = path.relative_to(root).parts[:-1]
             found.append((path, "-".join([*below, path.name if path.is_dir() else path.stem])))
