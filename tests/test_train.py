@@ -356,6 +356,11 @@ def test_the_learning_rate_falls_twice(tmp_path, clips, monkeypatch):
     assert seen == pytest.approx([1e-3] * 17 + [1e-4] * 2 + [1e-5])
 
 
+def test_the_number_of_points_is_an_option(tmp_path, clips):
+    sizes = {name: size for name, size in SIZES.items() if name != "points"}
+    assert train(settings(tmp_path, clips, steps=1, points=3), **sizes).config.points == 3
+
+
 def test_a_model_begins_with_the_weights_that_are_given(tmp_path, clips):
     torch.manual_seed(5)
     given = AnimationModel.from_preset("tiny", **SIZES)

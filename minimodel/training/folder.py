@@ -18,7 +18,7 @@ except ImportError:  # Windows: there two runs in one folder aren't noticed
 # Settings that don't change what a step learns.
 FREE = {"output", "steps", "minutes", "evaluate", "evaluate_minutes", "device", "workers", "strict"}
 FREE |= {"continue_with_changes"}
-OF_THE_MODEL = {"preset", "prior", "refine", "generator", "model"}  # compared when the checkpoint is loaded
+OF_THE_MODEL = {"preset", "prior", "refine", "generator", "points", "model"}  # compared when the checkpoint is loaded
 
 
 @contextmanager

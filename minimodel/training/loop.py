@@ -73,6 +73,8 @@ class TrainConfig:
     """Switches the system's refinement on or off."""
     generator: GeneratorName | None = None
     """Replaces the system's generator."""
+    points: int | None = None
+    """Parts that move; as many as the preset has unless given."""
     steps: int | None = None
     """Stop after this many steps ..."""
     minutes: float | None = None
@@ -115,7 +117,7 @@ class TrainConfig:
         given."""
         if (self.steps is None) == (self.minutes is None):
             raise MinimodelError("give either --steps or --minutes: how long to train")
-        check_positive(self, "steps", "minutes", "batch", "learning_rate")
+        check_positive(self, "steps", "minutes", "points", "batch", "learning_rate")
         if not 0 <= self.average < 1:
             raise MinimodelError(f"--average is {self.average}: expected 0 or more, and less than 1")
         if self.workers < 0:
@@ -196,7 +198,9 @@ def train(
         parts: dict[str, Any] = dict(
             system=config.system, prior=config.prior, refine=config.refine, generator=config.generator
         )
-        model = AnimationModel.from_preset(config.preset, **parts, **sizes)
+        if config.points is not None:
+            parts["points"] = config.points
+        model = AnimationModel.from_preset(config.preset, **parts | sizes)
     model.train()
     if config.start is not None and not (Path(config.output) / "checkpoint.pt").exists():
         begin_with(model, config.start)
