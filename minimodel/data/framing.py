@@ -171,7 +171,7 @@ def find_faces(frames: list[Tensor], cascade: Cascade) -> list[tuple[Box, list[i
             image = F.interpolate(image[None] / 1.0, size, mode="area")[0].round().byte()
         pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
         side = min(pixels.shape[:2])
-        least = side // SMALLEST_FACE
+        least = max(1, side // SMALLEST_FACE)
         sizes = dict(min_size=(least, least), max_size=(side, side))
         boxes = cascade.detect_multi_scale(img=pixels, scale_factor=1.15, step_ratio=1, **sizes)
         for box in boxes:
