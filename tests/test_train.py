@@ -381,6 +381,7 @@ def test_a_model_begins_with_the_weights_that_are_given(tmp_path, clips):
     "name, parts",
     [
         ("tiny", dict(prior="tokens")),
+        ("tiny-taught", dict(preset="tiny-quarter", prior="tokens", points=20)),
         ("tiny-affine", {}),
         ("tiny-tps", dict(prior="tps")),
         ("tiny-video", {}),
@@ -388,7 +389,7 @@ def test_a_model_begins_with_the_weights_that_are_given(tmp_path, clips):
     ],
 )
 def test_training_can_begin_with_every_shipped_model(name, parts):
-    model = AnimationModel.from_preset("tiny", **parts)
+    model = AnimationModel.from_preset(**dict(preset="tiny") | parts)
     loop.begin_with(model, name)
     shipped = AnimationModel.load(name).state_dict()
     assert all(torch.equal(value, shipped[key]) for key, value in model.state_dict().items())
