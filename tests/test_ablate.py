@@ -88,6 +88,8 @@ def test_rows_have_as_many_numbers_as_their_table_has_columns():
 def of_row(table, row, preset="tiny"):
     training, sizes = settings(AblateConfig(table, preset=preset), row, 0)
     parts = {name: getattr(training, name) for name in ("system", "prior", "refine", "generator")}
+    if training.points is not None:
+        parts["points"] = training.points
     return training, AnimationModel.from_preset(preset, **parts, **sizes).config
 
 
