@@ -120,7 +120,7 @@ def test_pictures_without_a_face_are_named(name, detector):
     assert frame_photo(picture / 255, detector, crop="none").box == middle_square(*picture.shape[-2:])
 
 
-@pytest.mark.parametrize("size", [(8, 8), (9, 300), (300, 8)])
+@pytest.mark.parametrize("size", [(8, 8), (9, 24), (24, 8)])
 def test_in_the_smallest_pictures_a_face_is_looked_for_as_well(size, detector):
     with pytest.raises(ValueError, match="no face found"):
         frame_photo(torch.full((3, *size), 0.5), detector)
