@@ -97,6 +97,7 @@ def and_list_modules(line: list[str], file: Path) -> int:
 def fork(work: Callable[[], int | None], said: Path) -> int:
     """Do ``work`` in another process; -> the number of that process, whose exit code is what comes of it. What it says
     goes into a file."""
+    said.touch()  # the process may be stopped before it has opened the file
     child = os.fork()
     if child:
         return child
