@@ -11,8 +11,17 @@ from minimodel.data.pairs import PairStream, RenderedPairs, VideoPairs
 from minimodel.errors import MinimodelError
 from minimodel.evaluation.benchmark import LEFT_EYE, around
 from minimodel.model import AnimationModel
+from minimodel.motion import Motion
 from minimodel.training.objective import LossWeights, TrainingStep
-from minimodel.training.teaching import Teaching, hole_mask, lent_gates, pixel_weight
+from minimodel.training.teaching import (
+    LandmarkReader,
+    Teaching,
+    hole_mask,
+    lent_gates,
+    motion_numbers,
+    pixel_weight,
+    relations,
+)
 from minimodel.warping import to_pixels, warp
 
 SIZE = 32
@@ -249,12 +258,69 @@ def learners_of(step, term, batch, progress=0.0):
 def test_truth_is_asked_only_where_a_loss_wants_it(batch):
     assert not LossWeights().ask_the_truth
     model = AnimationModel.from_preset("tiny-quarter", prior="tokens").eval()
-    names = {"flow", "visibility", "matching", "hidden"}
+    names = {"flow", "visibility", "matching", "hidden", "details", "landmarks"}
     assert names.isdisjoint(taught(model)(stream(truth=False)[0]))
     once, twice = (taught(model, **dict.fromkeys(names, weight))(batch) for weight in (1.0, 2.0))
     for name in names:
         assert LossWeights(**{name: 1.0}).ask_the_truth
         assert twice[name].item() == pytest.approx(2 * once[name].item(), rel=1e-4)
+
+
+def test_lids_lips_and_pupils_are_told_by_differences_of_landmarks():
+    landmarks = torch.rand(2, 74, 2, generator=torch.Generator().manual_seed(0))
+    found = relations(landmarks)
+    assert found.shape == (2, 5, 2)
+    assert torch.allclose(relations(landmarks + 0.3), found, atol=1e-6)  # wherever the head is
+    moved = landmarks.clone()
+    moved[:, 71, 1] += 0.1  # a lower lid
+    moved[:, 69, 0] += 0.2  # a pupil
+    change = relations(moved) - found
+    assert torch.allclose(change[:, 0], torch.tensor([0, -0.1]), atol=1e-6)
+    assert torch.allclose(change[:, 4], torch.tensor([0.2, 0]), atol=1e-6)
+    assert not change[:, [1, 2, 3]].any()
+
+
+def test_points_learn_what_the_landmarks_are(batch):
+    step = taught(landmarks=1.0)
+    assert step.learners.keys() == {"model", "reader"} and taught().learners.keys() == {"model"}
+    before = {name: value.clone() for name, value in taught(landmarks=0.0).model.state_dict().items()}
+    assert all(torch.equal(value, before[name]) for name, value in step.model.state_dict().items())
+    assert learners_of(step, "landmarks", batch) == {"prior"}
+    assert all(p.grad.abs().sum() > 0 for p in step.reader.parameters())
+    # What is read right costs nothing, and pairs of which nothing is known don't count.
+    motion = step.model.encode_driving(batch["driving"])
+    stages, read = with_holes_stages(step, batch), step.reader(motion).detach()
+    assert read.shape == (4, 74, 2)
+    right = batch | dict(true_landmarks=read)
+    assert step.detail_terms(motion, stages, right)["landmarks"].item() == pytest.approx(2e-3, abs=1e-4)
+    off = read.clone()
+    off[0] += 2 / SIZE * torch.tensor([3.0, 4.0])  # by five pixels: a quarter of the pairs
+    wrong = right | dict(true_landmarks=off)
+    assert step.detail_terms(motion, stages, wrong)["landmarks"].item() == pytest.approx(5 / 4, abs=0.01)
+    wrong["known"] = torch.tensor([0.0, 1.0, 1.0, 1.0])
+    assert step.detail_terms(motion, stages, wrong)["landmarks"].item() == pytest.approx(2e-3, abs=1e-4)
+
+
+def test_a_reader_gets_points_and_matrices():
+    points = torch.zeros(2, 3, 2)
+    assert motion_numbers(Motion(points)).shape == (2, 6)
+    numbers = motion_numbers(Motion(points, torch.ones(2, 3, 2, 2)))
+    assert numbers.sum(1).tolist() == [12, 12]
+    assert LandmarkReader(18)(Motion(points, torch.ones(2, 3, 2, 2))).shape == (2, 74, 2)
+
+
+def test_details_are_the_colours_at_eyes_and_mouth(batch):
+    step = taught(details=1.0)
+    term = learners_of(step, "details", batch)
+    assert "generator" in term
+    stages, motion = with_holes_stages(step, batch), step.model.encode_driving(batch["driving"])
+    output = step.model.paint(step.model.encode_source(batch["source"]), stages)
+    perfect = dataclasses.replace(output, image=batch["driving"])
+    assert step.detail_terms(motion, perfect, batch)["details"] == 0
+    chin = batch["driving"].clone()
+    chin[..., -2:, :] = 1 - chin[..., -2:, :]  # below any mouth
+    assert step.detail_terms(motion, dataclasses.replace(output, image=chin), batch)["details"] < 1e-4
+    assert "details" not in step.detail_terms(motion, stages, batch)  # motion alone has no picture
 
 
 def test_motion_learns_from_the_flow_and_gates_from_visibility_alone(batch):

@@ -10,9 +10,18 @@ from minimodel import losses
 from minimodel.dense_motion import dropout_scales
 from minimodel.errors import MinimodelError
 from minimodel.model import AnimationModel
-from minimodel.motion import Output, SourceState, Stages, TrainingPair
+from minimodel.motion import Motion, Output, SourceState, Stages, TrainingPair
 from minimodel.tps import Spline
-from minimodel.training.teaching import Teaching, hole_mask, lent_gates, pixel_weight
+from minimodel.training.teaching import (
+    FIRST_OF_EYES,
+    LandmarkReader,
+    Teaching,
+    hole_mask,
+    lent_gates,
+    motion_numbers,
+    pixel_weight,
+    relations,
+)
 from minimodel.warping import resize_flow, size_of, warp
 
 BACKGROUND_FROM = 0.1  # share of the run before which the TPS prior's background stands still
@@ -53,11 +62,17 @@ class LossWeights:
     """Of the structure correlation: that each place scores highest where it truly came from. No paper has it."""
     hidden: float = 0.0
     """Of the colours painted where rendered faces truly hide what is asked for. No paper has it."""
+    details: float = 0.0
+    """Of the colours of the picture at eyes and mouth, whose places rendered faces know. No paper has it."""
+    landmarks: float = 0.0
+    """Of the distance in pixels of the landmarks of eyes and mouth to those that can be read from the points. No paper
+    has it."""
 
     @property
     def ask_the_truth(self) -> bool:
         """Whether any loss needs the truth that only rendered faces have."""
-        return max(self.flow, self.visibility, self.matching, self.hidden) > 0
+        truths = (self.flow, self.visibility, self.matching, self.hidden, self.details, self.landmarks)
+        return max(truths) > 0
 
 
 def dropout_probability(progress: float) -> float:
@@ -83,12 +98,13 @@ class TrainingStep(nn.Module):
         self.model, self.features, self.weights = model, features, weights
         self.teaching = Teaching() if teaching is None else teaching
         self.discriminator = model.generator.make_discriminator()
+        self.reader = LandmarkReader(_count_numbers(model)) if weights.landmarks else None
 
     @property
     def learners(self) -> dict[str, nn.Module]:
         """The networks that are trained, by name: the model, and the discriminator if there is one."""
-        known: dict[str, nn.Module] = dict(model=self.model)
-        return known if self.discriminator is None else known | dict(discriminator=self.discriminator)
+        known = dict(model=self.model, discriminator=self.discriminator, reader=self.reader)
+        return {name: learner for name, learner in known.items() if learner is not None}
 
     @property
     def learned(self) -> list[nn.Parameter]:
@@ -135,6 +151,7 @@ class TrainingStep(nn.Module):
             terms |= self.weighted({"smoothness": losses.smoothness(added)})
         if self.weights.ask_the_truth:
             terms |= self.truth_terms(stages, batch)
+            terms |= self.detail_terms(motion, stages, batch)
         pair = TrainingPair(batch, source, motion, stages)
         return terms | self.weighted(model.prior.loss_terms(pair) | model.generator.loss_terms(pair))
 
@@ -199,6 +216,21 @@ class TrainingStep(nn.Module):
             terms["matching"] = losses.matching_loss(stages.correlation.volume(), batch["true_flow"], visible)
         return self.weighted(terms)
 
+    def detail_terms(self, motion: Motion, stages: Stages, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The losses of eyes and mouth: of their colours, and of their landmarks as read from the points."""
+        weights, landmarks, known = self.weights, batch["true_landmarks"], batch["known"]
+        terms = {}
+        if weights.details and isinstance(stages, Output):
+            counts = pixel_weight(known.view(-1, 1, 1, 1).expand_as(batch["visible"]), landmarks, 1.0)
+            terms["details"] = ((stages.image - batch["driving"]).abs().mean(1, keepdim=True) * counts).sum()
+        if self.reader is not None:
+            read, side = self.reader(motion), batch["driving"].shape[-1] / 2
+            # Where a lid is depends mostly on where the head is; so what lids, lips and pupils do counts by itself.
+            missed = [read[:, FIRST_OF_EYES:] - landmarks[:, FIRST_OF_EYES:], relations(read) - relations(landmarks)]
+            distances = sum(((side * each).square().sum(-1) + 1e-6).sqrt().mean(1) for each in missed)
+            terms["landmarks"] = (distances * known).sum() / known.sum().clamp_min(1)
+        return self.weighted(terms)
+
     def adversaries(self, discriminator: nn.Module, image: Tensor, driving: Tensor) -> dict[str, Tensor]:
         """The losses of discriminator and generator (S2D Eq. 5 and 6). One backward pass serves both: the discriminator
         learns from the detached picture, and the generator from a discriminator with detached weights."""
@@ -209,3 +241,13 @@ class TrainingStep(nn.Module):
             "discriminator": losses.discriminator_loss(real, generated),
             "adversarial": self.weights.adversarial * losses.adversarial_loss(scores),
         }
+
+
+@torch.no_grad()
+def _count_numbers(model: AnimationModel) -> int:
+    """How many numbers the prior finds in a frame."""
+    was = model.training
+    blank = torch.zeros(1, 3, model.image_size, model.image_size, device=next(model.parameters()).device)
+    found = motion_numbers(model.eval().prior.detect(blank))
+    model.train(was)
+    return found.shape[1]

@@ -10,12 +10,19 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from minimodel.landmarks import LANDMARKS
+from minimodel.motion import Motion
 from minimodel.warping import identity_grid, resize_flow, size_of
 
 SMALLEST_HOLE = 0.06  # radius in normalised units
 FIRST_OF_EYES = 36  # of the 74 landmarks; eyes, mouth, pupils and lids follow it
+# How far lids and lips are apart, and where pupils are between the corners of the eyes: differences of the means of two
+# sets of landmarks.
+RELATIONS: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
+    *(((70,), (71,)), ((72,), (73,)), ((62,), (66,)), ((68,), (36, 39)), ((69,), (42, 45))),
+)
 NEAR = 0.05  # how far a landmark's place reaches (normalised): at 64 pixels the standard deviation is 1.6
 CLOSED = 1e-3  # how far a gate that the truth shuts stays open: a logit must be finite
 
@@ -83,8 +90,38 @@ def pixel_weight(
     ``counted`` count. A share ``focus`` goes to the places of the landmarks of eyes and mouth, the rest is spread
     evenly. ``landmarks`` are normalised."""
     height, width = size_of(counted)
-    x, y = identity_grid(height, width, device=counted.device).unbind(0)
-    px, py = landmarks[:, FIRST_OF_EYES:, None, None].unbind(-1)
-    near = torch.exp(-((x - px).square() + (y - py).square()) / (2 * NEAR**2)).sum(1, keepdim=True)
+    grid = identity_grid(height, width, device=counted.device)
+    px, py = landmarks[:, FIRST_OF_EYES:, :, None].unbind(2)
+    # A Gaussian is a product of one along x and one along y, so no map of each landmark is needed.
+    along, down = (
+        torch.exp(-(places - p).square() / (2 * NEAR**2)) for places, p in ((grid[0, 0], px), (grid[1, :, 0], py))
+    )
+    near = torch.einsum("bny,bnx->byx", down, along)[:, None]
     everywhere, there = (area / area.sum().clamp_min(1e-6) for area in (counted, counted * near))
     return (1 - focus) * everywhere + focus * there
+
+
+class LandmarkReader(nn.Module):
+    """Reads the landmarks of a frame from the points and matrices that a prior found in it.
+
+    Only training uses it: what can't be read from the points, such as whether the lids are shut, no flow that is
+    computed from them can follow. ``inputs`` is the count of `motion_numbers`.
+    """
+
+    def __init__(self, inputs: int, *, width: int = 256):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, 2 * LANDMARKS))
+
+    def forward(self, motion: Motion) -> Float[Tensor, "b 74 2"]:
+        return self.layers(motion_numbers(motion)).unflatten(1, (LANDMARKS, 2))
+
+
+def motion_numbers(motion: Motion) -> Float[Tensor, "b n"]:
+    """All that is known of a frame's motion, in one row: points, and matrices if there are any."""
+    found = motion.points.flatten(1)
+    return found if motion.affine is None else torch.cat([found, motion.affine.flatten(1)], dim=1)
+
+
+def relations(landmarks: Float[Tensor, "b 74 2"]) -> Float[Tensor, "b n 2"]:
+    """How `RELATIONS` differ: vectors from the mean of one set of landmarks to that of another."""
+    return torch.stack([landmarks[:, a].mean(1) - landmarks[:, b].mean(1) for a, b in RELATIONS], dim=1)
