@@ -12,7 +12,7 @@ from minimodel.errors import MinimodelError, check_choice, choose
 from minimodel.landmarks import LANDMARKS
 from minimodel.refinement import UpdaterWidths
 
-PresetName = Literal["tiny", "tiny-quarter", "small", "paper"]
+PresetName = Literal["tiny", "tiny-quarter", "portrait", "small", "paper"]
 SystemName = Literal["mrfa", "fomm", "npmr", "tpsm", "s2d"]
 PriorName = Literal["affine", "tps", "tokens", "landmarks", "none"]
 GeneratorName = Literal["unet", "inpainting", "residual"]
@@ -71,6 +71,7 @@ class TokenSizes:
     depth: int
     heads: int
     ratio: int  # of the hidden layer's width
+    shrink: int = 1  # the detector sees the picture at 1 / shrink of its side
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class ModelConfig:
     MRFA's coarse stream isn't among them; ``notebooks/A1_published_code.ipynb`` counts what else published models have.
     """
 
-    preset: PresetName = "paper"
+    preset: str = "paper"  # a label; files may name one that is no longer there
     prior: PriorName = "affine"
     refine: bool = True
     generator: GeneratorName = "unet"
@@ -216,11 +217,25 @@ TINY = ModelConfig(
     whole_scale=2,
     local_branch=HourglassSizes(16, 2, 32),
 )
+# The papers' ratio: a coarse flow of a quarter of the picture's side leaves work for refinement. Updates end at 32
+# pixels; one more update at 64 costs as much as all the others together.
+QUARTER = dataclasses.replace(TINY, preset="tiny-quarter", coarse_scale=4, detector_scale=2, iterations=3)
 PRESETS = {
     "tiny": TINY,
-    # The papers' ratio: a coarse flow of a quarter of the picture's side leaves work for refinement. Updates end at 32
-    # pixels; one more update at 64 costs as much as all the others together.
-    "tiny-quarter": dataclasses.replace(TINY, preset="tiny-quarter", coarse_scale=4, detector_scale=2, iterations=3),
+    "tiny-quarter": QUARTER,
+    # Around the networks of `tiny-quarter`, which see the picture at 64 pixels, two more levels of the U-Net that reach
+    # 256, and two more updates, up to 128. So a model that was trained at 64 pixels can go on here, see ``--start``.
+    "portrait": dataclasses.replace(
+        QUARTER,
+        preset="portrait",
+        image_size=256,
+        coarse_scale=16,
+        detector_scale=8,
+        iterations=5,
+        tokens=dataclasses.replace(QUARTER.tokens, shrink=4),
+        unet=HourglassSizes(8, 5, 128),
+        inpainting=HourglassSizes(4, 5, 64),
+    ),
     "small": ModelConfig(
         preset="small",
         image_size=128,

@@ -299,7 +299,10 @@ def test_a_configuration_survives_json():
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda: AnimationModel.from_preset("big"), "unknown preset 'big': there are tiny, tiny-quarter, small, paper"),
+        (
+            lambda: AnimationModel.from_preset("big"),
+            r"unknown preset .big.: there are tiny, tiny-quarter, portrait, ",
+        ),
         (lambda: AnimationModel.from_preset("tiny", prior="magic"), "unknown prior 'magic': there are affine"),
         (lambda: AnimationModel.from_preset("tiny", system="x"), "unknown system 'x'"),
         (lambda: AnimationModel.from_preset("tiny", generator="x"), "unknown generator 'x'"),

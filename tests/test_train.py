@@ -23,6 +23,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch.optim.swa_utils import AveragedModel
 
@@ -395,6 +396,31 @@ def test_training_can_begin_with_every_shipped_model(name, parts):
     assert all(torch.equal(value, shipped[key]) for key, value in model.state_dict().items())
     with pytest.raises(ValueError, match=f"--start {name}: other sizes"):
         loop.begin_with(AnimationModel.from_preset("tiny", system="npmr"), name)
+
+
+def test_a_model_of_a_higher_resolution_begins_with_the_inner_levels_of_a_lower_one():
+    """The picture at 64 pixels moves alike, whatever surrounds the networks that see it."""
+    small = AnimationModel.load("tiny-taught")
+    torch.manual_seed(0)
+    large = AnimationModel.from_preset("portrait", prior="tokens", points=20)
+    fresh = {name: value.clone() for name, value in large.state_dict().items()}
+    loop.begin_with(large, "tiny-taught")
+    changed = {name for name, value in large.state_dict().items() if not torch.equal(value, fresh[name])}
+    assert not {name for name in changed if name.startswith(("generator.down.1.", "generator.first", "generator.last"))}
+    names = [name for name in fresh if name.startswith("generator.down.2.")]
+    assert names and all(
+        torch.equal(large.state_dict()[name], small.state_dict()[name.replace("down.2", "down.0")]) for name in names
+    )
+    source, driving = (
+        synthetic.render(faces, 256) for faces in synthetic.sample_pairs(1, torch.Generator().manual_seed(1))
+    )
+    with torch.no_grad():
+        one = large.eval()(source, driving)
+        other = small(*(F.avg_pool2d(picture, 4) for picture in (source, driving)))
+    assert [flow.shape[-1] for flow in one.flows] == [16, 8, 16, 32, 64, 128, 256]
+    assert torch.allclose(one.coarse.flow, other.coarse.flow, atol=1e-5)
+    with pytest.raises(ValueError, match="other sizes"):
+        loop.begin_with(AnimationModel.from_preset("portrait"), "tiny-taught")
 
 
 def test_glibc_takes_what_it_is_told(monkeypatch):

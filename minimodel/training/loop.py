@@ -49,8 +49,8 @@ from minimodel.training.teaching import Teaching
 
 BETAS = (0.5, 0.999)
 LARGEST_GRADIENT = 10.0  # in the infinity norm
-PRESET_RATES = {"tiny": 4e-4, "tiny-quarter": 4e-4, "small": 2e-4, "paper": 2e-4}
-PRESET_FEATURES = {"tiny": "faces", "tiny-quarter": "faces", "small": "vgg19", "paper": "vgg19"}
+PRESET_RATES = {"tiny": 4e-4, "tiny-quarter": 4e-4, "portrait": 4e-4, "small": 2e-4, "paper": 2e-4}
+PRESET_FEATURES = {"tiny": "faces", "tiny-quarter": "faces", "portrait": "faces", "small": "vgg19", "paper": "vgg19"}
 
 
 @dataclass
@@ -131,14 +131,46 @@ class TrainingStopped(MinimodelError):
 
 
 def begin_with(model: AnimationModel, start: str) -> None:
-    """Load the weights of another model, by name or file, into this one. Raises `MinimodelError` if their shapes
-    differ."""
+    """Load the weights of another model, by name or file, into this one.
+
+    The other model may work at a half or a quarter of this one's resolution: its generator has fewer levels then, which
+    become the inner ones here, and only the outer ones and what finer updates read begin at random. Raises
+    `MinimodelError` if the shapes differ otherwise.
+    """
     started = AnimationModel.load(start)
+    weights = started.state_dict()
+    outer = model.generator.scales - started.generator.scales
+    if outer > 0:
+        weights = {inner_name(name, outer): value for name, value in weights.items()}
+        fresh = {name: value for name, value in model.state_dict().items() if is_outer(name, outer, model)}
+        weights = {name: value for name, value in weights.items() if name not in fresh} | fresh
     try:  # by shapes: files written before a setting was there differ from today's in what they don't use
-        model.load_state_dict(started.state_dict())
+        model.load_state_dict(weights)
     except RuntimeError as error:
         one, other = describe(started), describe(model)
         raise MinimodelError(f"--start {start}: other sizes ({one}) than this training's ({other})") from error
+
+
+def inner_name(name: str, outer: int) -> str:
+    """The name of a weight in a model whose generator has ``outer`` more levels around the present ones."""
+    if not name.startswith("generator.down."):
+        return name  # all other lists begin with the coarsest scale
+    _, _, level, rest = name.split(".", 3)
+    return f"generator.down.{int(level) + outer}.{rest}"
+
+
+def is_outer(name: str, outer: int, model: AnimationModel) -> bool:
+    """Whether a weight of ``model`` belongs to the ``outer`` finest levels of its generator, or to what the refiner
+    reads of their features."""
+    whole, part, level, *_ = [*name.split("."), "", ""]
+    inner = model.generator.scales - 1 - outer  # levels
+    if whole == "refiner":
+        return part == "projections" and int(level) >= inner
+    if whole != "generator":
+        return False
+    if part == "down":
+        return int(level) < outer
+    return part in ("first", "last") or int(level) >= inner
 
 
 def describe(model: AnimationModel) -> str:
