@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from minimodel.data import pairs as pairs_module
 from minimodel.data.framing import center_crop_resize
 from minimodel.data.pairs import Augmentation, FrameCache, VideoPairs, augment
 from minimodel.data.video import Clip, find_clips, read_image
@@ -82,10 +83,38 @@ def test_the_cache_decodes_a_clip_once_and_forgets_the_oldest(tmp_path):
         clip.decode = lambda start, decode=decode, clip=clip: calls.append(clip.path.stem) or decode(start)
     assert cache(0, 11).shape == (3, 16, 16)
     assert levels([cache(0, 5)]) == [5] and calls == ["0"]
+    first = cache(0, 7)
     cache(1, 11), cache(2, 11)
     assert list(cache.frames) == [1, 2] and cache.held <= cache.limit
+    # What was dropped comes back from the disk, bit for bit, and isn't decoded again.
+    assert torch.equal(cache(0, 7), first) and calls == ["0", "1", "2"]
+    assert list(cache.frames) == [2, 0] and set(cache.frames[0]) == {7}
+    assert cache.held == sum(frame.numel() for held in cache.frames.values() for frame in held.values())
     short = FrameCache(paths[:1], 16, limit=5 * 3 * 16 * 16)  # not even one clip has room in this
     assert levels([short(0, 11), short(0, 3), short(0, 4)]) == [11, 3, 4] and short.held <= short.limit
+
+
+def test_a_full_disk_costs_the_cache_nothing_but_time(tmp_path, monkeypatch):
+    paths = [film(tmp_path / f"{i}.mp4") for i in range(3)]
+
+    def full():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pairs_module.tempfile, "TemporaryFile", full)
+    cache = FrameCache(paths, 16, limit=12 * 3 * 16 * 16)
+    first = cache(0, 7)
+    cache(1, 11)
+    assert list(cache.frames) == [1] and not cache.on_disk
+    assert torch.equal(cache(0, 7), first)
+
+
+def test_frames_are_kept_no_larger_than_the_film(tmp_path):
+    path = film(tmp_path / "a.mp4")  # of 32 pixels
+    assert FrameCache([path], 64)(0, 3).shape == (3, 32, 32)
+    assert FrameCache([path], 16)(0, 3).shape == (3, 16, 16)
+    pairs = VideoPairs(tmp_path, 48, Augmentation())
+    source, driving = pairs.load(pairs.draw(2, torch.Generator().manual_seed(0)), torch.arange(2), torch.device("cpu"))
+    assert source.shape == driving.shape == (2, 3, 48, 48)
 
 
 def test_data_sets_may_be_split_or_not(tmp_path):

@@ -1,12 +1,14 @@
 """Pairs of frames to train on: pairs of rendered faces, pairs from films, and streams that mix both."""
 
+import os
+import tempfile
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import IO, Any, Protocol, runtime_checkable
 
 import av
 import torch
@@ -119,9 +121,11 @@ class RenderedPairs(PairSource):
 
 
 class FrameCache:
-    """Square frames of many clips at one size, kept as bytes up to ``limit`` bytes in all. The least recently used clip
-    is dropped first; a clip that alone exceeds the limit is emptied. Frames that are decoded on the way to another are
-    kept too.
+    """Square frames of many clips, kept as bytes, ``limit`` bytes in memory. Frames that are decoded on the way to
+    another are kept too. Beyond the limit the least recently used clip moves to a temporary file, from which a frame
+    comes back without decoding; a clip that alone exceeds the limit is emptied.
+
+    Frames have ``size`` pixels a side, or fewer if the film has fewer: enlarging them would add bytes and no detail.
 
     Clips that can't be opened, or hold one frame only, are left out (see `read_all`). What stands in for a frame that
     can't be decoded depends on the files alone, so that a run that goes on gets the frames that it would have got. With
@@ -131,29 +135,31 @@ class FrameCache:
     def __init__(self, paths: Sequence[Path], size: int, limit: int = 2**30, *, strict: bool = False):
         self.clips = read_all(paths, open_clip, strict=strict)
         self.size, self.limit, self.strict, self.held = size, limit, strict, 0
+        self.file: IO[bytes] | None = None
+        self.on_disk: dict[tuple[int, int], tuple[int, int]] = {}  # clip, frame -> where in the file, side
         self.frames: OrderedDict[int, dict[int, Tensor]] = OrderedDict()
         self.decodable: dict[int, list[int]] = {}  # of clips with damaged frames: the numbers of the others
         self.stand_ins: dict[tuple[int, int], int] = {}  # clip, damaged frame -> frame
         self.broken: set[int] = set()  # clips of which nothing can be decoded
 
-    def __call__(self, clip: int, index: int) -> UInt8[Tensor, "3 size size"]:
-        """A frame of a clip, (3, size, size), 0 to 255. If it can't be decoded, the nearest one that can takes its
-        place. Raises `MinimodelError` if there is none."""
+    def __call__(self, clip: int, index: int) -> UInt8[Tensor, "3 side side"]:
+        """A frame of a clip, 0 to 255. If it can't be decoded, the nearest one that can takes its place. Raises
+        `MinimodelError` if there is none."""
         index = self.stand_ins.get((clip, index), index)
         held = self.frames.setdefault(clip, {})
         self.frames.move_to_end(clip)
         if index not in held:
-            index = self._fetch(clip, index)
+            if not self._read_back(clip, index):
+                index = self._fetch(clip, index)
             while self.held > self.limit and len(self.frames) > 1:
-                _, dropped = self.frames.popitem(last=False)
-                self.held -= sum(frame.numel() for frame in dropped.values())
+                self._move_to_disk(*self.frames.popitem(last=False))
             if self.held > self.limit:
                 target = held[index]
                 held.clear()
                 held[index], self.held = target, target.numel()
         return held[index]
 
-    def several(self, clip: int, indices: Sequence[int]) -> UInt8[Tensor, "n 3 size size"]:
+    def several(self, clip: int, indices: Sequence[int]) -> UInt8[Tensor, "n 3 side side"]:
         """Some frames of one clip. If nothing of the clip can be decoded, the next one that can takes its place, with a
         warning: a file that breaks mustn't stop a training that has run for hours. Raises `MinimodelError` if there is
         none."""
@@ -174,6 +180,29 @@ class FrameCache:
                 warnings.warn(f"{failure}; other clips take its place", stacklevel=2)
         raise MinimodelError("no clip is left that can be decoded") from error
 
+    def _move_to_disk(self, clip: int, frames: dict[int, Tensor]) -> None:
+        self.held -= sum(frame.numel() for frame in frames.values())
+        with suppress(OSError):  # a full disk: what isn't there is decoded again
+            if self.file is None:
+                self.file = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the cache lives
+            for index, frame in frames.items():
+                if (clip, index) not in self.on_disk:
+                    place = self.file.seek(0, os.SEEK_END)
+                    self.file.write(frame.numpy().tobytes())
+                    self.file.flush()
+                    self.on_disk[clip, index] = place, frame.shape[-1]
+
+    def _read_back(self, clip: int, index: int) -> bool:
+        """Hold a frame that is in the file; -> whether it is."""
+        if (clip, index) not in self.on_disk or self.file is None:
+            return False
+        place, side = self.on_disk[clip, index]
+        self.file.seek(place)
+        read = bytearray(self.file.read(3 * side * side))
+        self.frames[clip][index] = torch.frombuffer(read, dtype=torch.uint8).view(3, side, side)
+        self.held += len(read)
+        return True
+
     def _fetch(self, clip: int, index: int) -> int:
         """Hold a frame, or the one that stands in for it; -> the number of that one."""
         with suppress(MinimodelError):  # nothing from its key frame on
@@ -192,7 +221,8 @@ class FrameCache:
         held = self.frames[clip]
         for index, frame in self.clips[clip].decode(target):
             if index not in held:
-                held[index] = (center_crop_resize(frame[None] / 255.0, self.size)[0] * 255).round().byte()
+                side = min(self.size, *frame.shape[-2:])
+                held[index] = (center_crop_resize(frame[None] / 255.0, side)[0] * 255).round().byte()
                 self.held += held[index].numel()
             if index >= target:
                 break
@@ -248,16 +278,25 @@ def augment(
 
 class VideoPairs(PairSource):
     """Random pairs of frames of films, each pair from one clip. Clips that can't be used are left out, see
-    `FrameCache`; with ``strict`` they are a `MinimodelError`.
+    `FrameCache`; with ``strict`` they are a `MinimodelError`. ``memory`` is the cache's limit in bytes.
 
     >>> pairs = VideoPairs("clips", 64)
     >>> samples = pairs.draw(8, torch.Generator().manual_seed(0))
     >>> source, driving = pairs.load(samples, torch.arange(8), torch.device("cpu"))  # (8, 3, 64, 64) each
     """
 
-    def __init__(self, root: str | Path, size: int, augmentation: Augmentation | None = None, *, strict: bool = False):
+    def __init__(
+        self,
+        root: str | Path,
+        size: int,
+        augmentation: Augmentation | None = None,
+        *,
+        strict: bool = False,
+        memory: int = 2**30,
+    ):
         # Rotated frames are sampled from larger ones, or they would be blurred.
-        self.cache = FrameCache(find_clips(root, "train"), 2 * size if augmentation else size, strict=strict)
+        side = 2 * size if augmentation else size
+        self.cache = FrameCache(find_clips(root, "train"), side, memory, strict=strict)
         self.size, self.augmentation = size, augmentation
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -277,20 +316,28 @@ class VideoPairs(PairSource):
             self.cache.several(clip, frame_indices)
             for clip, frame_indices in zip(samples["clip"].tolist(), samples["frames"].tolist(), strict=True)
         ]
-        frames = torch.stack(pairs).to(device).float() / 255
+        side = self.cache.size
+        frames = torch.stack([center_crop_resize(pair.to(device) / 255, side) for pair in pairs])
         if self.augmentation is not None:
             frames = augment(frames, samples["change"].to(device), self.augmentation, self.size)
         return frames[:, 0].contiguous(), frames[:, 1].contiguous()
 
 
 def open_sources(
-    names: Sequence[str], size: int, augmentation: Augmentation | None, *, strict: bool = False
+    names: Sequence[str],
+    size: int,
+    augmentation: Augmentation | None,
+    *,
+    strict: bool = False,
+    memory: int = 2**30,
 ) -> list[PairSource]:
     """Open the source of pairs of each name: "synthetic" stands for rendered faces, any other name for a folder of
     clips. Pairs of clips are changed at random by ``augmentation``, unless it is None. Clips that can't be used are
-    left out; with ``strict`` they are a `MinimodelError`."""
+    left out; with ``strict`` they are a `MinimodelError`. The folders share ``memory`` bytes for decoded frames."""
+    folders = sum(name != "synthetic" for name in names)
+    options: dict[str, Any] = dict(strict=strict, memory=memory // max(1, folders))
     return [
-        RenderedPairs(size) if name == "synthetic" else VideoPairs(name, size, augmentation, strict=strict)
+        RenderedPairs(size) if name == "synthetic" else VideoPairs(name, size, augmentation, **options)
         for name in names
     ]
 

@@ -16,7 +16,7 @@ except ImportError:  # Windows: there two runs in one folder aren't noticed
     fcntl = None  # type: ignore[assignment]  # a module otherwise
 
 # Settings that don't change what a step learns.
-FREE = {"output", "steps", "minutes", "evaluate", "evaluate_minutes", "device", "workers", "strict"}
+FREE = {"output", "steps", "minutes", "evaluate", "evaluate_minutes", "device", "workers", "strict", "memory"}
 FREE |= {"continue_with_changes"}
 OF_THE_MODEL = {"preset", "prior", "refine", "generator", "points", "model"}  # compared when the checkpoint is loaded
 

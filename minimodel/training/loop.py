@@ -103,6 +103,8 @@ class TrainConfig:
     """Decay of the moving average of weights that is evaluated and saved; 0 for none."""
     evaluate_minutes: float = 5.0
     """Minutes between evaluations, each with a checkpoint and a picture strip."""
+    memory: float = 4.0
+    """Gigabytes of memory for decoded frames of films. More of them lie in a temporary file."""
     workers: int = 0
     """Processes that prepare data; worth it beside a GPU."""
     continue_with_changes: bool = False
@@ -117,7 +119,7 @@ class TrainConfig:
         given."""
         if (self.steps is None) == (self.minutes is None):
             raise MinimodelError("give either --steps or --minutes: how long to train")
-        check_positive(self, "steps", "minutes", "points", "batch", "learning_rate")
+        check_positive(self, "steps", "minutes", "points", "batch", "learning_rate", "memory")
         if not 0 <= self.average < 1:
             raise MinimodelError(f"--average is {self.average}: expected 0 or more, and less than 1")
         if self.workers < 0:
@@ -245,7 +247,8 @@ def train(
     watched: Sequence[str] = config.evaluate or ()
     if sources is None:
         watched = held_out(config.data) if config.evaluate is None else config.evaluate
-        sources = open_sources(config.data, size, config.augmentation if config.augment else None, strict=config.strict)
+        changes = config.augmentation if config.augment else None
+        sources = open_sources(config.data, size, changes, strict=config.strict, memory=int(config.memory * 1e9))
     stream = PairStream(
         sources,
         size,
