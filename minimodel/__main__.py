@@ -32,6 +32,7 @@ COMMANDS = {
         "import_published",
         "published weights become a file of ours",
     ),
+    "export": ("commands.export", "ExportConfig", "export", "a model as graphs for ONNX runtimes or plain PyTorch"),
     "bench": ("commands.bench", "BenchConfig", "bench", "time rendering and training"),
     "train-avd": ("training.avd", "TrainAvdConfig", "train_avd", "train what `animate --mode avd` needs"),
     "train-landmarks": ("training.landmarks", "TrainLandmarksConfig", "train_landmarks", "train the landmark detector"),

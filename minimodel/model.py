@@ -287,8 +287,9 @@ class AnimationModel(nn.Module):
         if image.dim() != 4 or image.shape[1] != 3 or not image.is_floating_point():
             raise MinimodelError(f"a tensor {came}: expected pictures (b, 3, h, w), RGB as float in [0, 1]")
         self.check_size(*image.shape[-2:])
-        # While training the check would make a GPU wait.
-        if not self.training and image.device.type != "meta" and image.numel():
+        # While training the check would make a GPU wait, and a graph that is being exported holds no numbers.
+        unknown = image.device.type == "meta" or torch.compiler.is_compiling()
+        if not self.training and not unknown and image.numel():
             low, high = (float(value) for value in image.detach().aminmax())
             if min(low, 1 - high) < -0.01:
                 raise MinimodelError(

@@ -42,6 +42,7 @@ class Prior(Protocol):
     ``moves_by_landmarks``: whether given landmarks can take the place of pictures.
     ``droppable_parts``: the number of parts that training may drop at random; 0 for none.
     ``compares_pixels``: whether the loss has an L1 distance of pictures as well.
+    ``exportable``: whether `minimodel export` can write all of its operations.
     """
 
     step: int = 1
@@ -49,6 +50,7 @@ class Prior(Protocol):
     moves_by_landmarks: bool = False
     droppable_parts: int = 0
     compares_pixels: bool = False
+    exportable: bool = True
 
     def detect(self, image: Float[Tensor, "b 3 h w"]) -> Motion:
         """Find the motion in pictures."""
@@ -141,6 +143,8 @@ class SplinePrior(nn.Module, Prior):
     (`KeypointDetector`) are learnt from far fewer pairs: after 6000 pairs, `tiny` has 25.1 instead of 22.9 dB on the
     benchmark.
     """
+
+    exportable = False  # splines are fitted by eigenvectors
 
     def __init__(
         self,

@@ -3,6 +3,7 @@ so that loading needs neither pickles nor guesses."""
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -55,6 +56,31 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it isn't there, or its folder is none
             unfinished.unlink()
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Write the folder ``path`` whole or not at all.
+
+    The context gives an unfinished folder, which is renamed to ``path`` when the context ends, and deleted after an
+    exception. A path that is there already, or can't be made, raises a `MinimodelError` on entering.
+
+    >>> with whole_folder(path) as unfinished:
+    ...     (unfinished / "file").write_text(text)
+    """
+    if path.exists():
+        raise MinimodelError(f"{path}: is there already, expected the name of a new folder")
+    unfinished = path.with_name(UNFINISHED + path.name)
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+        try:
+            unfinished.mkdir(parents=True)
+        except OSError as error:
+            raise MinimodelError(f"{path}: can't be written ({error.strerror})") from error
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def make_metadata(config: str, **more: str) -> dict[str, str]:

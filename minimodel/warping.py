@@ -94,6 +94,8 @@ def _reads_rows(image: Tensor, flow: Tensor) -> bool:
     """Whether `_warp_rows` is quicker: features with the channels of a pixel side by side, rendered on a CPU."""
     if torch.is_grad_enabled() or image.device.type != "cpu" or image.dtype != flow.dtype:
         return False
+    if torch.compiler.is_compiling():  # other runtimes have a quick `grid_sample`, and no such rows
+        return False
     return image.shape[1] >= 16 and image.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -418,7 +418,7 @@ def test_a_full_disk_is_one_line_and_the_old_film_stays(place):
     assert contents(place) == before
 
 
-@pytest.mark.parametrize("command", [name for name in commands.COMMANDS if name != "import-checkpoint"])
+@pytest.mark.parametrize("command", [name for name in commands.COMMANDS if name not in ("import-checkpoint", "export")])
 def test_what_computes_can_be_told_on_which_device(command, capsys):
     assert main([command, "--help"]) == 0
     assert "--device {auto,cpu,cuda,mps}" in capsys.readouterr().out

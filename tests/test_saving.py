@@ -3,7 +3,7 @@
 import pytest
 from safetensors import safe_open
 
-from minimodel.saving import OTHER_NETWORKS, WEIGHTS, whole_file
+from minimodel.saving import OTHER_NETWORKS, WEIGHTS, whole_file, whole_folder
 
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path):
@@ -35,3 +35,20 @@ def test_the_names_of_shipped_files_tell_which_hold_animation_models():
             metadata = file.metadata()
         holds_another = metadata is None or "kind" in metadata
         assert holds_another == path.stem.startswith(OTHER_NETWORKS), path.name
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "folder"
+    with pytest.raises(KeyboardInterrupt), whole_folder(path) as unfinished:
+        (unfinished / "file").write_text("half of")
+        raise KeyboardInterrupt
+    assert not list(path.parent.iterdir())
+    unfinished.mkdir()
+    (unfinished / "other").touch()  # of a run that was killed
+    with whole_folder(path) as unfinished:
+        (unfinished / "file").write_text("whole")
+        assert not path.exists()
+    assert [found.name for found in path.parent.rglob("*")] == ["folder", "file"]
+    for place, message in ((path, "is there already"), (path / "file" / "below", "file/below: can't be written")):
+        with pytest.raises(ValueError, match=message), whole_folder(place):
+            pytest.fail("nothing should be begun that can't be kept")
