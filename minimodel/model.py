@@ -23,7 +23,7 @@ from minimodel.generator import GatedUNet, Generator, InpaintingNetwork, Residua
 from minimodel.motion import Motion, Output, SourceState, Stages, join
 from minimodel.priors import Prior, build_prior
 from minimodel.refinement import MotionRefiner
-from minimodel.runtime import Device, pick_device, ready_to_render
+from minimodel.runtime import Device, Precision, in_precision, pick_device, ready_to_render
 from minimodel.saving import find_weights, holds_kind, load_weights_into, make_metadata, read_config, write_weights
 from minimodel.warping import resize_flow, size_of, warp
 
@@ -33,8 +33,9 @@ class AnimationModel(nn.Module):
 
     The parts are given as modules: a ``prior`` (see `Prior`), a ``generator`` (see `Generator`), and, to refine motion,
     a ``refiner`` with the ``structure`` correlation that the refiner reads. ``image_size`` is the side in pixels of the
-    training pictures; other sides work too if they are multiples of ``self.step``. `from_preset` builds the parts of
-    the papers. A refiner without a structure, or the reverse, raises a `MinimodelError`.
+    training pictures; other sides work too if they are multiples of ``self.step``. ``self.precision`` is that of
+    `render`'s networks, float32 unless it is set; source and points are encoded in float32 in any case. `from_preset`
+    builds the parts of the papers. A refiner without a structure, or the reverse, raises a `MinimodelError`.
 
     >>> model = AnimationModel.load("tiny")
     >>> source = model.encode_source(photo)                      # once
@@ -56,6 +57,7 @@ class AnimationModel(nn.Module):
             raise MinimodelError("refiner and structure go together: the refiner reads the structure's correlation")
         self.prior, self.generator, self.structure, self.refiner = prior, generator, structure, refiner
         self.image_size, self.config = image_size, config
+        self.precision: Precision = "float32"
         self.step = math.lcm(prior.step, generator.step, *([structure.step] if structure is not None else []))
 
     @classmethod
@@ -166,7 +168,8 @@ class AnimationModel(nn.Module):
 
         >>> pictures = model.render(source, motion).image  # (t, 3, h, w) in [0, 1]
         """
-        return self.paint(source, self.move(source, motion, part_scales=part_scales))
+        with in_precision(self.precision, source.image.device):
+            return self.paint(source, self.move(source, motion, part_scales=part_scales))
 
     def paint(self, source: SourceState, stages: Stages, *, gates: list[Tensor] | None = None) -> Output:
         """Compute the second half of `render`, after `move`.

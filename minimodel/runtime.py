@@ -1,12 +1,15 @@
-"""The machine: which device computes, what its memory allocator keeps, and the layout in which models render."""
+"""The machine: which device computes, what its memory allocator keeps, and the layout and precision in which models
+render."""
 
 import ctypes
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, TypeVar
 
 import torch
 from torch import nn
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["float32", "bfloat16"]
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -17,6 +20,30 @@ def pick_device(name: Device = "auto") -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies numbers in bfloat16 itself (on CPUs by AMX or AVX512-BF16), rather than emulating
+    it, which is slow."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def pick_precision(name: Literal[Precision, "auto"], device: torch.device) -> Precision:
+    """The precision of this name; "auto" is bfloat16 on a device that `multiplies_bfloat16`, else float32."""
+    if name != "auto":
+        return name
+    return "bfloat16" if multiplies_bfloat16(device) else "float32"
+
+
+def in_precision(precision: Precision, device: torch.device) -> AbstractContextManager:
+    """Context in which convolutions and matrix products of networks have this precision.
+
+    Positions (points, flows, grids) stay in float32 in either, see `warping.full_precision`. With "float32" whatever
+    autocast the caller is in stays as it is.
+    """
+    return nullcontext() if precision == "float32" else torch.autocast(device.type, torch.bfloat16)
 
 
 def ready_to_render(model: Module, device: torch.device | str | None = None) -> Module:

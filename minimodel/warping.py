@@ -96,16 +96,18 @@ def _reads_rows(image: Tensor, flow: Tensor) -> bool:
         return False
     if torch.compiler.is_compiling():  # other runtimes have a quick `grid_sample`, and no such rows
         return False
-    return image.shape[1] >= 16 and image.is_contiguous(memory_format=torch.channels_last)
+    own = image[:1] if image.stride(0) == 0 else image  # one source may be expanded to a batch
+    return image.shape[1] >= 16 and own.is_contiguous(memory_format=torch.channels_last)
 
 
 def _warp_rows(image: Float[Tensor, "b c height width"], grid: Float[Tensor, "b 2 h w"]) -> Float[Tensor, "b c h w"]:
     """Compute the result of `grid_sample` ten times as quickly, for channels_last features.
 
     Four rows of c numbers are read for each pixel, instead of c times four numbers. The result is channels_last again,
-    the quickest layout for the next convolution.
+    the quickest layout for the next convolution. One image that was expanded to a batch isn't copied.
     """
-    batch, channels, height, width = image.shape
+    channels, height, width = image.shape[1:]
+    batch = 1 if image.stride(0) == 0 else len(image)
     position = to_pixels(grid.permute(0, 2, 3, 1), (height, width)).nan_to_num()
     last = extent((height, width), position) - 1
     position = torch.minimum(position.clamp(min=0), last)
@@ -115,9 +117,9 @@ def _warp_rows(image: Float[Tensor, "b c height width"], grid: Float[Tensor, "b 
     first = torch.arange(batch, device=image.device).view(-1, 1, 1, 1, 1) * (height * width)
     index = first + y[..., :, None] * width + x[..., None, :]
     weight = share[..., 1, :, None] * share[..., 0, None, :]
-    rows = image.permute(0, 2, 3, 1).reshape(-1, channels)
+    rows = image[:batch].permute(0, 2, 3, 1).reshape(-1, channels)
     warped = F.embedding_bag(index.view(-1, 4), rows, per_sample_weights=weight.view(-1, 4), mode="sum")
-    return warped.view(batch, *grid.shape[-2:], channels).permute(0, 3, 1, 2)
+    return warped.view(len(grid), *grid.shape[-2:], channels).permute(0, 3, 1, 2)
 
 
 def resize_flow(flow: Float[Tensor, "b c height width"], size: tuple[int, int]) -> Float[Tensor, "b c h w"]:

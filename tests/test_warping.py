@@ -57,6 +57,18 @@ def test_rendering_reads_rows_and_gets_what_training_gets(height, width):
     assert rows.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_one_source_that_many_frames_drive_is_read_by_rows_too(layout):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 20, 9, 13, generator=generator).contiguous(memory_format=layout).expand(3, -1, -1, -1)
+    flow = 0.5 * torch.randn(3, 2, 6, 5, generator=generator)
+    sampled = warp(image, flow.requires_grad_())
+    with torch.no_grad():
+        rows = warp(image, flow)
+    assert torch.allclose(rows, sampled, atol=1e-5) and not torch.allclose(rows[0], rows[1], atol=0.01)
+    assert rows.is_contiguous(memory_format=torch.channels_last) == (layout == torch.channels_last)
+
+
 @torch.no_grad()
 def test_rendering_survives_a_flow_that_is_not_a_number():
     image = torch.rand(1, 16, 4, 4).contiguous(memory_format=torch.channels_last)

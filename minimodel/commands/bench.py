@@ -23,7 +23,7 @@ from minimodel.features import load_features
 from minimodel.landmarks import LANDMARKS
 from minimodel.model import AnimationModel
 from minimodel.motion import Motion, Output, SourceState
-from minimodel.runtime import Device, channels_last, pick_device, ready_to_render
+from minimodel.runtime import Device, Precision, channels_last, pick_device, ready_to_render
 from minimodel.tps import random_transforms
 from minimodel.training.loop import PRESET_FEATURES
 from minimodel.training.objective import LossWeights, TrainingStep
@@ -51,6 +51,8 @@ class BenchConfig:
     """Also record rendering as a CUDA graph, and time its replay, which Python has no part in."""
     repeats: int = 3
     """Runs of which the median is taken, after one that isn't counted."""
+    precision: Precision = "float32"
+    """Of rendering."""
     device: Device = "auto"
     """What computes; the best there is unless given."""
 
@@ -80,7 +82,7 @@ def bench_model(
 ) -> dict[str, float]:
     """Measure one model, print its table and return the numbers. ``speed`` is that of `convolution_speed`. A model
     without a configuration, as published ones are, isn't trained."""
-    size = model.image_size
+    model.precision, size = config.precision, model.image_size
     source, driving = torch.rand(2, config.batch, 3, size, size, device=device)
     one = source[:1]
     other = driving[:1] if config.frames == 1 else torch.rand(config.frames, 3, size, size, device=device)

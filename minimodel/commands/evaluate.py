@@ -17,7 +17,7 @@ from minimodel.evaluation.lpips import load_lpips
 from minimodel.evaluation.protocols import Scores, evaluate, evaluate_transfer, find_avd
 from minimodel.features import load_features
 from minimodel.model import AnimationModel
-from minimodel.runtime import Device, pick_device
+from minimodel.runtime import Device, Precision, pick_device
 from minimodel.saving import whole_file
 
 
@@ -45,6 +45,8 @@ class EvaluateConfig:
     else is a file with them."""
     strict: bool = False
     """Refuse clips that can't be read, rather than leave them out."""
+    precision: Precision = "float32"
+    """Of rendering; measures are computed in float32."""
     device: Device = "auto"
     """What computes; the best there is unless given."""
 
@@ -59,6 +61,7 @@ def run_evaluation(config: EvaluateConfig) -> dict[str, Scores]:
     """
     device = pick_device(config.device)
     model = AnimationModel.load(config.weights, device=device)
+    model.precision = config.precision
     size = model.image_size if config.size is None else config.size
     model.check_size(size, size)
     features, assessors = load_features().to(device), load_assessors().to(device)
