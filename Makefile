@@ -5,7 +5,7 @@ BIN = .venv/bin
 # A photograph of a person in the public domain, which comes with scikit-image.
 PHOTO = $$($(BIN)/python -c "import skimage.data; print(skimage.data.__path__[0])")/astronaut.png
 
-.PHONY: demo test test-gpu types wheel book clean
+.PHONY: demo test coverage test-gpu types wheel book clean
 
 # First a photo moves like a film of the same person, so that the right answer is known, and the result can be measured.
 # Then a photograph: its face is found, moves like a rendered film, and is put back.
@@ -16,17 +16,21 @@ demo: .venv/ready
 	$(BIN)/minimodel animate --source "$(PHOTO)" --driving data_samples/dev.mp4 --paste --side-by-side \
 		--show-crops runs/demo-crops.png --output runs/demo-photo.mp4
 
-# The tests' coverage of the package is printed. The notebooks are executed, and must give what they show. One of them
-# trains, here for some seconds only.
+# All that the code host runs. The notebooks are executed, and must give what they show. One of them trains, here for
+# some seconds only.
 test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pytest -q tests
+	MINIMODEL_MINUTES=0.4 $(BIN)/pytest -q --nbval --nbval-current-env notebooks
+
+# The share of the package's lines that its tests run. Counting takes as long as the tests do.
+coverage: .venv/ready
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -q
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
-	MINIMODEL_MINUTES=0.4 $(BIN)/pytest -q --nbval --nbval-current-env notebooks
 
 # The package's tests on a GPU, which commands then take, and the tests that compare it with the CPU. With
 # MINIMODEL_DEVICE=cpu the latter compare the CPU with itself.

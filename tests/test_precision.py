@@ -33,7 +33,7 @@ class Convolutions(TorchDispatchMode):
 
 
 def seen(run):
-    with torch.no_grad(), Convolutions() as convolutions:
+    with Convolutions() as convolutions:
         result = run()
     return result, convolutions.types
 
