@@ -2,7 +2,8 @@
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -14,8 +15,10 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from minimodel.errors import MinimodelError, choose
 from minimodel.saving import whole_file
-from minimodel.warping import resize_flow, to_pixels
+from minimodel.system_map import system_map as system_map
+from minimodel.warping import identity_grid, resize_flow, to_pixels
 
 
 def flow_colors(flow: Float[Tensor, "b 2 h w"], *, largest: float | None = None) -> Float[Tensor, "b 3 h w"]:
@@ -29,6 +32,27 @@ def flow_colors(flow: Float[Tensor, "b 2 h w"], *, largest: float | None = None)
     angle = torch.atan2(flow[:, 1], flow[:, 0]) / (2 * torch.pi) % 1
     hsv = torch.stack([angle, (length / largest).clamp(0, 1), torch.ones_like(angle)], dim=-1)
     return torch.from_numpy(matplotlib.colors.hsv_to_rgb(hsv.detach().cpu().numpy())).float().permute(0, 3, 1, 2)
+
+
+def flow_wheel(axis, *, largest: float | None = None) -> None:
+    """Draw the colours of `flow_colors` on ``axis`` as a wheel, with arrows that say which colour means what.
+
+    The arrow of a colour points to where a pixel of that colour comes from. The rim has the colour of the longest
+    vectors; ``largest`` is their length in pixels, which is written beside it.
+    """
+    places = identity_grid(160, 160)[None] * 1.02
+    wheel = flow_colors(places, largest=1.0)
+    wheel = torch.where(places.norm(dim=1, keepdim=True) <= 1, wheel, torch.ones(()))
+    axis.imshow(wheel[0].permute(1, 2, 0), extent=(-1.02, 1.02, 1.02, -1.02), interpolation="bilinear")
+    for turn in range(8):
+        x, y = (f(torch.tensor(turn * torch.pi / 4)).item() for f in (torch.cos, torch.sin))
+        arrow = dict(arrowstyle="-|>", color="black", shrinkA=0, shrinkB=0, linewidth=1)
+        axis.annotate("", xy=(0.85 * x, 0.85 * y), xytext=(0.3 * x, 0.3 * y), arrowprops=arrow)
+    axis.text(0, 0, "still", ha="center", va="center", fontsize=8)
+    rim = "" if largest is None else f"\nrim: {largest:g} pixels or more"
+    axis.set_title(f"the pixel comes from ...{rim}", fontsize=8)
+    axis.set(xlim=(-1.05, 1.05), ylim=(1.05, -1.05), aspect="equal")
+    axis.set_axis_off()
 
 
 def heat(values: Float[Tensor, "b 1 h w"], *, largest: float = 1.0) -> Float[Tensor, "b 3 h w"]:
@@ -80,6 +104,84 @@ def pictures(rows: dict[str, Tensor], *, columns: list[str] | None = None, side:
     """Show the figure of `draw_pictures`."""
     draw_pictures(rows, columns=columns, side=side)
     plt.show()
+
+
+def crisp(figure: Figure, *, photographs: bool = False) -> None:
+    """Show a figure with twice as many pixels as it takes on the page, where an inch has 100.
+
+    With ``photographs`` it is stored as JPEG, in which faces take a fraction of PNG's bytes.
+    """
+    from IPython.display import Image, display
+
+    file = io.BytesIO()
+    kind = "jpeg" if photographs else "png"
+    options = dict(pil_kwargs=dict(quality=90)) if photographs else {}
+    figure.savefig(file, format=kind, dpi=200, bbox_inches="tight", facecolor="white", **options)
+    plt.close(figure)  # or it would be shown a second time, when the cell ends
+    height, width = iio.imread(file.getvalue()).shape[:2]
+    display(Image(data=file.getvalue(), format=kind, width=width // 2, height=height // 2))
+
+
+class Table:
+    """A small table that notebooks show as HTML, and that is aligned text elsewhere."""
+
+    def __init__(self, columns: list[str], rows: list[list[str]], marked: set[tuple[int, int]]):
+        self.columns, self.rows, self.marked = columns, rows, marked
+
+    def __repr__(self) -> str:
+        cells = [[f"{text} *" if (i, j) in self.marked else text for j, text in enumerate(row)]
+                 for i, row in enumerate(self.rows)]  # fmt: skip
+        widths = [max(len(row[j]) for row in [self.columns, *cells]) for j in range(len(self.columns))]
+        lines = [[row[0].ljust(widths[0])] + [text.rjust(width) for text, width in zip(row[1:], widths[1:])]
+                 for row in [self.columns, *cells]]  # fmt: skip
+        return "\n".join("  ".join(line).rstrip() for line in lines)
+
+    def _repr_html_(self) -> str:
+        lines = []
+        for i, row in enumerate([self.columns, *self.rows]):
+            tag = "td" if i else "th"
+            texts = [f"<b>{escape(text)}</b>" if (i - 1, j) in self.marked else escape(text)
+                     for j, text in enumerate(row)]  # fmt: skip
+            sides = ["left", *["right"] * (len(row) - 1)]
+            cells = (f'<{tag} style="text-align:{side}">{text}</{tag}>' for side, text in zip(sides, texts))
+            lines.append(f"<tr>{''.join(cells)}</tr>")
+        return "<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+def table(
+    rows: Mapping[str, Sequence[float | int | str]],
+    columns: Sequence[str],
+    *,
+    digits: int | Mapping[str, int] = 2,
+    best: Mapping[str, str] | None = None,
+) -> Table:
+    """A table of a few rows: a name and its values each, under the headings ``columns`` of the values.
+
+    Numbers are rounded to ``digits`` after the point, which may differ by column. ``best`` says for a column whether
+    the "low" or the "high" value wins; winners are bold, or have a star in text. Choose digits that a change of the
+    machine can't change, as notebooks' outputs are compared. A row of another length raises a `MinimodelError`.
+
+    >>> table({"copy": [0.0535, 19.5], "ours": [0.0228, 26.2]}, ["L1", "PSNR"], digits={"L1": 3, "PSNR": 1})
+             L1  PSNR
+    copy  0.053  19.5
+    ours  0.023  26.2
+    """
+    marked = set()
+    for name, values in rows.items():
+        if len(values) != len(columns):
+            raise MinimodelError(f"row {name!r} has {len(values)} values: expected {len(columns)}, one a column")
+    for column, side in (best or {}).items():
+        j = list(columns).index(choose("column", column, {c: c for c in columns}))
+        pick = choose("kind of best value", side, dict(low=min, high=max))
+        numbers = [values[j] for values in rows.values()]
+        marked |= {(i, j + 1) for i, number in enumerate(numbers) if number == pick(numbers)}
+
+    def text(value: float | int | str, column: str) -> str:
+        places = digits if isinstance(digits, int) else digits.get(column, 2)
+        return value if isinstance(value, str) else str(value) if isinstance(value, int) else f"{value:.{places}f}"
+
+    lines = [[name, *map(text, values, columns)] for name, values in rows.items()]
+    return Table(["", *columns], lines, marked)
 
 
 def playground(draw: Callable[..., Figure], **widgets):

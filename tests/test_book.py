@@ -45,7 +45,8 @@ def test_every_notebook_is_a_page_and_the_index_leads_to_it_with_picture_and_sen
         assert len(entry.p.text) > 20 and entry.p.text[-1] in ".?!"
         assert entry.p.text[:30] in " ".join(re.sub(r"\[(.*?)\]\(.*?\)", r"\1", text).replace("*", "").split())
         picture = built / entry.img["src"]
-        assert picture.read_bytes().startswith({".png": b"\x89PNG", ".gif": b"GIF8"}[picture.suffix])
+        starts = {".png": b"\x89PNG", ".gif": b"GIF8", ".jpg": b"\xff\xd8"}
+        assert picture.read_bytes().startswith(starts[picture.suffix])
         assert soup(built / f"{path.stem}.html").a["href"] == "index.html"  # and back
 
 
@@ -74,7 +75,8 @@ def test_pages_hold_all_pictures_formulas_and_widgets(built):
         notebook, page = nbformat.read(path, 4), soup(built / f"{path.stem}.html")
         outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
         widgets = [data for data in outputs if any("widget-view" in kind for kind in data)]
-        pictures = [data for data in outputs if "image/png" in data and data not in widgets]
+        kinds = {"image/png", "image/jpeg", "image/svg+xml"}
+        pictures = [data for data in outputs if kinds & data.keys() and data not in widgets]
         assert len(page.find_all("img")) == len(widgets) + len(pictures) > 0
         assert page.text.count("in Jupyter these can be moved") == len(widgets)
         text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")

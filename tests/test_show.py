@@ -122,3 +122,48 @@ def test_a_picture_is_what_was_saved(tmp_path):
     show.save_picture(3 * picture - 1, tmp_path / "b.png")
     expected = ((3 * picture - 1).clamp(0, 1) * 255).round().byte()
     assert torch.equal(torch.from_numpy(iio.imread(tmp_path / "b.png")).permute(2, 0, 1), expected)
+
+
+def test_a_wheel_has_the_colours_of_flows_and_their_directions():
+    _, axis = plt.subplots()
+    show.flow_wheel(axis, largest=7.5)
+    picture = torch.from_numpy(axis.images[0].get_array().data.copy())
+    side = len(picture)
+    assert picture[0, 0].tolist() == [1, 1, 1]  # outside
+    assert hues(picture.permute(2, 0, 1))[side // 2, side // 2, 1] < 0.02  # no motion is white
+    for dx, dy in ((1, 0), (0, 1), (-1, 0), (0, -1), (0.6, -0.6)):
+        row, column = (int(side / 2 * (1 + 0.9 * d)) for d in (dy, dx))
+        expected = show.flow_colors(torch.tensor([float(dx), float(dy)]).view(1, 2, 1, 1), largest=1.0)[0]
+        assert abs(hues(picture.permute(2, 0, 1))[row, column, 0] - hues(expected)[0, 0, 0]) % 1 < 0.02
+    # y points down, as in pictures, or the colours of up and down would be swapped
+    low, high = axis.get_ylim()
+    assert low > high and axis.images[0].get_extent()[2] > axis.images[0].get_extent()[3]
+    assert "7.5 pixels" in axis.get_title()
+    plt.close()
+
+
+def test_a_table_is_aligned_text_and_html_with_its_winners_marked():
+    rows = {"copy": [0.0535, 19.54, 3], "ours": [0.0228, 26.23, "<n>"]}
+    table = show.table(rows, ["L1", "PSNR", "n"], digits={"L1": 3, "PSNR": 1}, best=dict(L1="low", PSNR="high"))
+    lines = ["           L1    PSNR    n", "copy    0.053    19.5    3", "ours  0.023 *  26.2 *  <n>"]
+    assert repr(table).splitlines() == lines
+    html = table._repr_html_()
+    assert html.count("<tr>") == 3 and "<b>26.2</b>" in html and "<b>0.053" not in html and "&lt;n&gt;" in html
+    with pytest.raises(show.MinimodelError, match=r"row 'a' has 1 values: expected 2"):
+        show.table({"a": [1]}, ["x", "y"])
+    with pytest.raises(show.MinimodelError, match="unknown column 'z'"):
+        show.table({"a": [1]}, ["x"], best={"z": "low"})
+
+
+def test_a_crisp_figure_has_twice_the_pixels_of_its_place(monkeypatch):
+    plt.close("all")
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    for photographs, start in ((False, b"\x89PNG"), (True, b"\xff\xd8")):
+        show.crisp(show.draw_pictures({"": torch.rand(2, 3, 8, 8)}, side=1.5), photographs=photographs)
+        image = shown.pop()
+        assert image.data.startswith(start)
+        height, width = iio.imread(image.data).shape[:2]
+        assert (image.height, image.width) == (height // 2, width // 2)
+        assert 280 < image.width < 320  # two pictures of 1.5 inches
+    assert plt.get_fignums() == []

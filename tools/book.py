@@ -21,6 +21,7 @@ from pygments.lexers import PythonLexer
 
 ROOT = Path(__file__).parents[1]
 WIDGET_VIEW, WIDGET_STATE = (f"application/vnd.jupyter.widget-{part}+json" for part in ("view", "state"))
+STARTS = {"gif": b"GIF", "jpg": b"\xff\xd8"}
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>minimodel</title>
@@ -71,7 +72,8 @@ def build(output: Path) -> list[Path]:
         pages.append(output / f"{path.stem}.html")
         picture = first_picture(notebook)
         # Jupyter shows moving pictures under the name of still ones.
-        name = f"{path.stem}.{'gif' if picture.startswith(b'GIF') else 'png'}"
+        kind = next((k for k, start in STARTS.items() if picture.startswith(start)), "png")
+        name = f"{path.stem}.{kind}"
         (output / name).write_bytes(picture)
         about = dict(page=pages[-1].name, picture=name)
         about |= dict(title=escape(page.h1.get_text()), sentence=escape(first_sentence(page.p.get_text())))
@@ -126,8 +128,10 @@ def lead_links_home(page: BeautifulSoup) -> set[str]:
 
 
 def first_picture(notebook: nbformat.NotebookNode) -> bytes:
-    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
-    return base64.b64decode(next(o.data["image/png"] for o in outputs if "image/png" in o.get("data", {})))
+    """The first picture with pixels; the map, which is a drawing, would be the same for all."""
+    outputs = (output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
+    found = (data.get("image/png") or data.get("image/jpeg") for data in outputs)
+    return base64.b64decode(next(picture for picture in found if picture))
 
 
 def first_sentence(text: str) -> str:
