@@ -71,7 +71,6 @@ class TokenSizes:
     depth: int
     heads: int
     ratio: int  # of the hidden layer's width
-    shrink: int = 1  # the detector sees the picture at 1 / shrink of its side
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,7 @@ class ModelConfig:
     generator: GeneratorName = "unet"
     image_size: int = 256  # side of the training pictures; any other size that the scales divide works too
     coarse_scale: int = 4  # the coarse flow has 1 / coarse_scale of the image's side
+    motion_scale: int = 1  # token detector and branches of landmarks see the picture at 1 / motion_scale of its side
     detector_scale: int | None = None  # heatmaps have 1 / detector_scale of the image's side; None is coarse_scale
     points: int = 10  # parts; the TPS prior has a spline of several points for each
     norm: str = "batch"
@@ -230,9 +230,9 @@ PRESETS = {
         preset="portrait",
         image_size=256,
         coarse_scale=16,
+        motion_scale=4,
         detector_scale=8,
         iterations=5,
-        tokens=dataclasses.replace(QUARTER.tokens, shrink=4),
         unet=HourglassSizes(8, 5, 128),
         inpainting=HourglassSizes(4, 5, 64),
     ),

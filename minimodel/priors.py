@@ -216,6 +216,8 @@ class LandmarkPrior(nn.Module, Prior):
     Landmarks are given, or found by ``self.detector``: the shipped detector unless `use_detector` sets another. The
     detector is trained on its own and isn't a part of the model: the detector's weights are neither trained nor saved
     with the model's. The detector does move with the model to a device.
+
+    ``motion`` gets the source at 1 / ``shrink`` of its side.
     """
 
     labels = LANDMARK_LABELS
@@ -223,9 +225,9 @@ class LandmarkPrior(nn.Module, Prior):
     compares_pixels = True
     detector: LandmarkDetector | None
 
-    def __init__(self, motion: LandmarkMotion):
+    def __init__(self, motion: LandmarkMotion, *, shrink: int = 1):
         super().__init__()
-        self.motion, self.step = motion, motion.step
+        self.motion, self.shrink, self.step = motion, shrink, shrink * motion.step
         self.use_detector(None)
 
     def use_detector(self, detector: LandmarkDetector | None) -> None:
@@ -252,7 +254,8 @@ class LandmarkPrior(nn.Module, Prior):
         *,
         part_scales: Float[Tensor, "b k"] | None = None,
     ) -> CoarseMotion:
-        return self.motion(source, start.points, end.points)
+        small = F.avg_pool2d(source, self.shrink) if self.shrink > 1 else source
+        return self.motion(small, start.points, end.points)
 
     def detection_terms(
         self, frame: Float[Tensor, "b 3 h w"], motion: Motion, transform: tps.Spline
@@ -302,12 +305,13 @@ def build_prior(config: ModelConfig) -> Prior:
     if config.prior == "affine":
         return AffinePrior(_detector(config, config.points, with_affine=True), _dense_motion(config), **scale)
     if config.prior == "tokens":
-        detector = TokenDetector(config.points, **dataclasses.asdict(config.tokens), norm=config.norm)
+        sizes = dataclasses.asdict(config.tokens) | dict(shrink=config.motion_scale)
+        detector = TokenDetector(config.points, **sizes, norm=config.norm)
         return AffinePrior(detector, _dense_motion(config), **scale)
     if config.prior == "tps":
         return _spline_prior(config)
     if config.prior == "landmarks":
-        return LandmarkPrior(_landmark_motion(config))
+        return LandmarkPrior(_landmark_motion(config), shrink=config.motion_scale)
     return NoPrior(_detector(config, config.points, with_affine=False))
 
 
@@ -355,7 +359,7 @@ def _landmark_motion(config: ModelConfig) -> LandmarkMotion:
     return LandmarkMotion(
         whole=dataclasses.asdict(config.whole_branch),
         local=dataclasses.asdict(config.local_branch),
-        size=config.image_size,
+        size=config.image_size // config.motion_scale,
         scale=config.whole_scale,
         # The residual generator predicts its own mask. Gating and refinement need a first guess.
         with_occlusion=config.refine or config.generator != "residual",

@@ -423,6 +423,23 @@ def test_a_model_of_a_higher_resolution_begins_with_the_inner_levels_of_a_lower_
         loop.begin_with(AnimationModel.from_preset("portrait"), "tiny-taught")
 
 
+def test_landmarks_move_a_larger_picture_as_they_move_a_smaller_one(tmp_path):
+    torch.manual_seed(0)
+    small = AnimationModel.from_preset("tiny-quarter", prior="landmarks").eval()
+    torch.nn.init.normal_(small.prior.motion.whole.flow_head.weight, std=0.02)
+    small.save(tmp_path / "small.safetensors")
+    large = AnimationModel.from_preset("portrait", prior="landmarks").eval()
+    loop.begin_with(large, str(tmp_path / "small.safetensors"))
+    faces = synthetic.sample_pairs(1, torch.Generator().manual_seed(1))
+    source = synthetic.render(faces[0], 256)
+    one, other = (synthetic.landmarks(face) for face in faces)
+    with torch.no_grad():
+        found = large(source, source_landmarks=one, driving_landmarks=other).coarse.flow
+        expected = small(F.avg_pool2d(source, 4), source_landmarks=one, driving_landmarks=other).coarse.flow
+    assert found.shape == (1, 2, 64, 64) and expected.abs().max() > 0.01
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
 def test_glibc_takes_what_it_is_told(monkeypatch):
     libc, answers = ctypes.CDLL(None), []
     if not hasattr(libc, "mallopt"):
