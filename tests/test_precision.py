@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from minimodel import runtime
 from minimodel.commands import animate as command
+from minimodel.commands import bench as bench_command
 from minimodel.commands.animate import AnimateConfig, animate
 from minimodel.commands.bench import BenchConfig, bench
 from minimodel.commands.evaluate import EvaluateConfig, run_evaluation
@@ -33,7 +34,7 @@ class Convolutions(TorchDispatchMode):
 
 
 def seen(run):
-    with Convolutions() as convolutions:
+    with torch.no_grad(), Convolutions() as convolutions:
         result = run()
     return result, convolutions.types
 
@@ -85,7 +86,8 @@ def test_animate_takes_bfloat16_by_itself(name, expected, tmp_path, monkeypatch)
     assert torch.bfloat16 not in types
 
 
-def test_evaluate_and_bench_take_float32_unless_asked(tmp_path):
+def test_evaluate_and_bench_take_float32_unless_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_command, "time_training", lambda *_: 0.1)
     torch.manual_seed(0)
     AnimationModel.from_preset("tiny", system="fomm").save(tmp_path / "m.safetensors")
     film(tmp_path / "clips" / "a.mp4", count=3)

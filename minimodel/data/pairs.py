@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from minimodel.data import synthetic
 from minimodel.data.framing import center_crop_resize
+from minimodel.data.index import MANY, IndexedClip, index_clips, open_clip
 from minimodel.data.video import Clip, find_clips, read_all
 from minimodel.errors import MinimodelError
 from minimodel.landmarks import LANDMARKS, LandmarkDetector
@@ -130,10 +131,25 @@ class FrameCache:
     Clips that can't be opened, or hold one frame only, are left out (see `read_all`). What stands in for a frame that
     can't be decoded depends on the files alone, so that a run that goes on gets the frames that it would have got. With
     ``strict`` either is a `MinimodelError`.
+
+    More than `MANY` clips below a folder ``root`` are opened one by one when they are needed, see `index_clips`.
     """
 
-    def __init__(self, paths: Sequence[Path], size: int, limit: int = 2**30, *, strict: bool = False):
-        self.clips = read_all(paths, open_clip, strict=strict)
+    clips: Sequence[Clip | IndexedClip]
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        size: int,
+        limit: int = 2**30,
+        *,
+        strict: bool = False,
+        root: Path | None = None,
+    ):
+        if root is not None and len(paths) > MANY:
+            self.clips = index_clips(paths, root, strict=strict)
+        else:
+            self.clips = read_all(paths, open_clip, strict=strict)
         self.size, self.limit, self.strict, self.held = size, limit, strict, 0
         self.file: IO[bytes] | None = None
         self.on_disk: dict[tuple[int, int], tuple[int, int]] = {}  # clip, frame -> where in the file, side
@@ -228,14 +244,6 @@ class FrameCache:
                 break
 
 
-def open_clip(path: Path) -> Clip:
-    """Open a clip to take pairs from. Raises `MinimodelError` if it can't be read, or holds one frame only."""
-    clip = Clip(path)
-    if len(clip) < 2:
-        raise MinimodelError(f"{path}: one frame only, a clip to train on needs two")
-    return clip
-
-
 @dataclass(frozen=True)
 class Augmentation:
     """What is done to both frames of a pair alike. Swapping source and driving needs no option: pairs come in both
@@ -296,7 +304,7 @@ class VideoPairs(PairSource):
     ):
         # Rotated frames are sampled from larger ones, or they would be blurred.
         side = 2 * size if augmentation else size
-        self.cache = FrameCache(find_clips(root, "train"), side, memory, strict=strict)
+        self.cache = FrameCache(find_clips(root, "train"), side, memory, strict=strict, root=Path(root))
         self.size, self.augmentation = size, augmentation
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
