@@ -81,13 +81,12 @@ WITHOUT_A_CELL = {
         *("Renderer", "Scores", "evaluation_mode", "source_of"),
         *("measure_pictures", "measure_truth", "measure_transfer", "render_transfers"),
     },
-    "losses": {"hidden_loss", "matching_loss", "true_flow_loss", "visibility_loss"},  # from truth: no paper has them
     "motion": {"StructureLookup", "TrainingPair"},  # the kind of thing that `Correlation` is; what loss terms look at
     "show": {"Table"},  # what `table` returns
     "priors": {"Prior"},  # what the four have in common
     "tps": {"backward_spline"},  # a step of `part_flows`
     "transfer": {"own_avd", "same_pose"},  # of published models; what `animate` asks before it takes a start
-    "warping": {"flow_from_pixels", "sample_flow"},  # steps of functions that have cells
+    "warping": {"sample_flow"},  # a step of functions that have cells
 }
 
 
