@@ -1,6 +1,6 @@
 """Frozen networks whose features the losses compare: VGG-19, and a small one trained on this project's rendered faces.
 
-Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
+Notebook: ``notebooks/09a_what_a_loss_sees.ipynb``.
 """
 
 import warnings

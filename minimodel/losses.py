@@ -3,7 +3,7 @@
 Our own are `smoothness`, `background_mask_loss`, and four that need the truth, which rendered faces come with:
 `true_flow_loss`, `visibility_loss`, `hidden_loss`, `matching_loss`.
 
-Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
+Notebook: ``notebooks/09a_what_a_loss_sees.ipynb``.
 """
 
 from collections.abc import Sequence

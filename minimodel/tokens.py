@@ -3,7 +3,7 @@ prior of MRFA section 4; Tao et al. 2022, "Motion Transformer for Unsupervised I
 
 A heatmap depends on what lies around a part. A token attends to the whole image, and to the other parts.
 
-Notebook: ``notebooks/03_unsupervised_keypoints.ipynb``.
+Notebook: ``notebooks/A3_motion_tokens.ipynb``.
 """
 
 from contextlib import nullcontext

@@ -1,6 +1,7 @@
 """The map shows the parts, their shapes and their losses as they are, and nothing lies outside the picture."""
 
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -91,3 +92,7 @@ def test_shapes_on_the_arrows_are_those_of_the_model():
     for features in (source.features[0], source.features[-1]):
         assert f"(B,{','.join(map(str, features.shape[1:]))})" in labels
     assert f"(B,{stages.correlation(stages.flows[-1]).shape[1]},h,w)" in labels
+
+
+def test_the_map_in_readme_is_the_one_that_is_drawn():
+    assert (Path(__file__).parents[1] / "notebooks" / "map.svg").read_text() == system_map().text + "\n"

@@ -8,7 +8,7 @@ which all answers are known. Numbers by one set of assessors can't be compared w
 `minimodel.evaluation.metrics.fid` takes any network's features. Those of ours are `minimodel.features.FaceFeatures`;
 the published network is `minimodel.evaluation.inception.Inception`.
 
-Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
+Notebook: ``notebooks/09b_what_a_table_hides.ipynb``.
 """
 
 import dataclasses

@@ -5,7 +5,7 @@ Module names equal torchvision's, so published weights load by name. It differs 
 TensorFlow's of 2015 did: averages don't count the padding, and the last block takes a maximum where the other blocks
 average.
 
-Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
+Notebook: ``notebooks/09b_what_a_table_hides.ipynb``.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """LPIPS by its published networks.
 
-Notebook: ``notebooks/09_losses_and_metrics.ipynb``."""
+Notebook: ``notebooks/09b_what_a_table_hides.ipynb``."""
 
 import torch
 from jaxtyping import Float

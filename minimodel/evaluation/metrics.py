@@ -4,7 +4,7 @@ Every function returns one number for each picture (or pair), so that tables can
 numbers of whole sets. AKD, MKR, AED, ARD, AUH and FID compare the outputs of networks. The caller chooses the networks,
 and names them beside the numbers; `minimodel.evaluation.assessors` has this project's own.
 
-Notebook: ``notebooks/09_losses_and_metrics.ipynb``.
+Notebook: ``notebooks/09b_what_a_table_hides.ipynb``.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Training of the reader of faces that assesses pictures for the metrics.
 
-Notebook: ``notebooks/09_losses_and_metrics.ipynb``."""
+Notebook: ``notebooks/09b_what_a_table_hides.ipynb``."""
 
 import dataclasses
 import math

@@ -1,6 +1,6 @@
 """Training of the features of the perceptual loss.
 
-Notebook: ``notebooks/09_losses_and_metrics.ipynb``."""
+Notebook: ``notebooks/09a_what_a_loss_sees.ipynb``."""
 
 from dataclasses import dataclass
 from pathlib import Path
