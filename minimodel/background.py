@@ -1,6 +1,6 @@
 """How the background moved between two frames (TPSM section 3.1, Eq. 4).
 
-Notebook: ``notebooks/02_thin_plate_splines.ipynb``.
+Notebook: ``notebooks/A2_numerics.ipynb``.
 """
 
 import torch
