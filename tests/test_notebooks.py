@@ -81,6 +81,11 @@ WITHOUT_A_CELL = {
         *("Renderer", "Scores", "evaluation_mode", "source_of"),
         *("measure_pictures", "measure_truth", "measure_transfer", "render_transfers"),
     },
+    # Sizes; whether there is a face; close-ups of eyes and changed pictures, of which the notebook has a paragraph.
+    "landmarks": {
+        *("DetectorConfig", "confidence", "eye_places", "move_picture", "move_points", "random_places", "sharpness"),
+        "soften",
+    },
     "motion": {"StructureLookup", "TrainingPair"},  # the kind of thing that `Correlation` is; what loss terms look at
     "show": {"Table"},  # what `table` returns
     "priors": {"Prior"},  # what the four have in common
