@@ -146,7 +146,7 @@ class Drawing:
 def system_map(*lit: str) -> Drawing:
     """Draw the whole system with the parts ``lit`` in colour and the others pale; without any, all are lit.
 
-    Shapes are those of the weights `tiny-taught`: pictures of 64 pixels, a coarse flow of 16 x 16, h = w = 8, 16, 32,
+    Shapes are those of the weights `tiny`: pictures of 64 pixels, a coarse flow of 16 x 16, h = w = 8, 16, 32,
     64 in refinement and generator; K = 20 points. An unknown part raises a `MinimodelError`.
 
     >>> system_map("points", "coarse flow")
@@ -268,7 +268,7 @@ def _legend() -> str:
         f'<rect x="132" y="{top - 14}" width="28" height="18" fill="#ffffff" stroke="{DARK}" stroke-width="2"'
         ' stroke-dasharray="5 3"/>',
         _text(168, top, "arithmetic without weights", DARK, anchor="start"),
-        _text(400, top, "Sizes are those of tiny-taught: K = 20 points; h = w = 8, 16, 32, 64.", DARK, anchor="start"),
+        _text(400, top, "Sizes are those of tiny: K = 20 points; h = w = 8, 16, 32, 64.", DARK, anchor="start"),
         _text(12, bottom, "A dot is a loss that trains the network:", DARK, anchor="start"),
     ]
     for x, (colour, words) in zip((310, 510, 705, 930), LOSSES.values()):

@@ -537,8 +537,8 @@ def test_landmarks_in_the_wrong_place_are_named(build, message):
 @pytest.mark.parametrize(
     "name, prior, refine",
     [
+        ("tiny-unsupervised", "tokens", True),
         ("tiny", "tokens", True),
-        ("tiny-taught", "tokens", True),
         ("tiny-affine", "affine", True),  # these two are older than some fields of the configuration
         ("tiny-video", "affine", True),
         ("tiny-tps", "tps", True),
@@ -547,7 +547,7 @@ def test_landmarks_in_the_wrong_place_are_named(build, message):
 )
 def test_shipped_weights_are_what_their_cards_say(name, prior, refine):
     config = AnimationModel.load(name).config
-    preset = "tiny-quarter" if name == "tiny-taught" else "tiny"
+    preset = "tiny-quarter" if name == "tiny" else "tiny"
     assert (config.preset, config.prior, config.refine) == (preset, prior, refine)
     assert (WEIGHTS / f"{name}.safetensors").stat().st_size < 12 * 2**20
 

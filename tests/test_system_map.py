@@ -74,7 +74,7 @@ def test_everything_lies_inside_the_picture():
 
 @torch.no_grad()
 def test_shapes_on_the_arrows_are_those_of_the_model():
-    model = AnimationModel.load("tiny-taught")
+    model = AnimationModel.load("tiny")
     pictures = torch.rand(1, 3, 64, 64)
     source, motion = model.encode_source(pictures), model.encode_driving(pictures)
     stages = model.move(source, motion)

@@ -381,8 +381,8 @@ def test_a_model_begins_with_the_weights_that_are_given(tmp_path, clips):
 @pytest.mark.parametrize(
     "name, parts",
     [
-        ("tiny", dict(prior="tokens")),
-        ("tiny-taught", dict(preset="tiny-quarter", prior="tokens", points=20)),
+        ("tiny-unsupervised", dict(prior="tokens")),
+        ("tiny", dict(preset="tiny-quarter", prior="tokens", points=20)),
         ("tiny-affine", {}),
         ("tiny-tps", dict(prior="tps")),
         ("tiny-video", {}),
@@ -400,11 +400,11 @@ def test_training_can_begin_with_every_shipped_model(name, parts):
 
 def test_a_model_of_a_higher_resolution_begins_with_the_inner_levels_of_a_lower_one():
     """The picture at 64 pixels moves alike, whatever surrounds the networks that see it."""
-    small = AnimationModel.load("tiny-taught")
+    small = AnimationModel.load("tiny")
     torch.manual_seed(0)
     large = AnimationModel.from_preset("portrait", prior="tokens", points=20)
     fresh = {name: value.clone() for name, value in large.state_dict().items()}
-    loop.begin_with(large, "tiny-taught")
+    loop.begin_with(large, "tiny")
     changed = {name for name, value in large.state_dict().items() if not torch.equal(value, fresh[name])}
     assert not {name for name in changed if name.startswith(("generator.down.1.", "generator.first", "generator.last"))}
     names = [name for name in fresh if name.startswith("generator.down.2.")]
@@ -420,7 +420,7 @@ def test_a_model_of_a_higher_resolution_begins_with_the_inner_levels_of_a_lower_
     assert [flow.shape[-1] for flow in one.flows] == [16, 8, 16, 32, 64, 128, 256]
     assert torch.allclose(one.coarse.flow, other.coarse.flow, atol=1e-5)
     with pytest.raises(ValueError, match="other sizes"):
-        loop.begin_with(AnimationModel.from_preset("portrait"), "tiny-taught")
+        loop.begin_with(AnimationModel.from_preset("portrait"), "tiny")
 
 
 def test_landmarks_move_a_larger_picture_as_they_move_a_smaller_one(tmp_path):
