@@ -87,7 +87,7 @@ WITHOUT_A_CELL = {
         "soften",
     },
     "motion": {"StructureLookup", "TrainingPair"},  # the kind of thing that `Correlation` is; what loss terms look at
-    "show": {"Table"},  # what `table` returns
+    "show": {"Table", "save_picture"},  # what `table` returns; a file, which no cell writes
     "priors": {"Prior"},  # what the four have in common
     "tps": {"backward_spline"},  # a step of `part_flows`
     "transfer": {"own_avd", "same_pose"},  # of published models; what `animate` asks before it takes a start
