@@ -30,10 +30,12 @@ body {{ font: 16px/1.5 sans-serif; max-width: 64rem; margin: 2rem auto; padding:
 ol {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(18rem, 1fr)); gap: 2rem; }}
 ol {{ list-style: none; padding: 0; }}
 img {{ width: 100%; height: 11rem; object-fit: contain; object-position: left; }}
+img.map {{ height: auto; }}
 h2 {{ font-size: 1.1rem; margin: 0.5rem 0; }}
 </style></head>
 <body><h1>minimodel</h1>
 <p>One photo and a video in, the photo moving like the video out: how that is learnt, built piece by piece.</p>
+<p><a href="00_start_here.html"><img class="map" src="map.svg" alt="The map of the system"></a></p>
 <ol>
 {}</ol></body></html>
 """
@@ -85,6 +87,7 @@ def build(output: Path) -> list[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         options = dict(full=True, title=name, linenos="inline")
         target.write_text(highlight((ROOT / name).read_text(), PythonLexer(), HtmlFormatter(**options)))
+    (output / "map.svg").write_text((ROOT / "notebooks" / "map.svg").read_text())
     index = output / "index.html"
     index.write_text(PAGE.format("".join(entries)))
     return [index, *pages]
