@@ -376,25 +376,25 @@ assert sum(counts) == sum(p.numel() for p in model.parameters())
 #
 # ## The course
 #
-# The core path in bold takes about five hours. Difficulty: ★ to ★★★.
+# The core path in bold takes a little over four hours. Difficulty: ★ to ★★★.
 #
 # | | question | minutes | |
 # |---|---|---|---|
 # | **0** | this one | 25 | ★ |
-# | [**1 · Affine flows**](01_affine_flows.ipynb) | How do a few moving parts make one flow? | 50 | ★★ |
-# | [2 · Thin-plate splines](02_thin_plate_splines.ipynb) | How do parts bend, and where does the wall go? | 50 | ★★★ |
-# | [**3 · Unsupervised keypoints**](03_unsupervised_keypoints.ipynb) | How does a network find points that nobody labelled? | 45 | ★★ |
-# | [4 · Landmarks on video](04_landmarks_on_video.ipynb) | How do labelled points hold still on video? | 45 | ★★ |
-# | [5 · Landmark motion](05_landmark_motion.ipynb) | How does a face move by landmarks alone, gaze included? | 50 | ★★ |
-# | [**6 · Structure correlation**](06_structure_correlation.ipynb) | Which source place is most like a driving place? | 40 | ★★ |
-# | [**7 · Lookup and refinement**](07_lookup_and_refinement.ipynb) | How is a coarse flow corrected, scale by scale? | 50 | ★★★ |
-# | [**8 · Occlusion-gated U-Net**](08_occlusion_gated_unet.ipynb) | Who paints what can't be fetched? | 45 | ★★ |
-# | [9a · What a loss sees](09a_what_a_loss_sees.ipynb) | Which mistakes does each loss feel? | 35 | ★ |
-# | [9b · What a table hides](09b_what_a_table_hides.ipynb) | Which mistakes does each metric count? | 35 | ★ |
-# | [10 · Motion transfer](10_motion_transfer.ipynb) | Whose face is it, when one person drives another? | 40 | ★★ |
-# | [**11 · Train a full model**](11_train_a_full_model.ipynb) | How is the whole trained, measured and used, and what did we find? | 45 | ★★ |
+# | [**1 · Affine flows**](01_affine_flows.ipynb) | How do a few moving parts make one flow? | 40 | ★★ |
+# | [2 · Thin-plate splines](02_thin_plate_splines.ipynb) | How do parts bend? | 40 | ★★★ |
+# | [**3 · Unsupervised keypoints**](03_unsupervised_keypoints.ipynb) | How does a network find points that nobody labelled? | 40 | ★★ |
+# | [4 · Landmarks on video](04_landmarks_on_video.ipynb) | How do labelled points hold still on video? | 40 | ★★ |
+# | [5 · Landmark motion](05_landmark_motion.ipynb) | How does a face move by landmarks alone, gaze included? | 35 | ★★ |
+# | [**6 · Structure correlation**](06_structure_correlation.ipynb) | Which source place is most like a driving place? | 30 | ★★ |
+# | [**7 · Lookup and refinement**](07_lookup_and_refinement.ipynb) | How is a coarse flow corrected, scale by scale? | 45 | ★★★ |
+# | [**8 · Occlusion-gated U-Net**](08_occlusion_gated_unet.ipynb) | Who paints what can't be fetched? | 40 | ★★ |
+# | [9a · What a loss sees](09a_what_a_loss_sees.ipynb) | Which mistakes does each loss feel? | 30 | ★ |
+# | [9b · What a table hides](09b_what_a_table_hides.ipynb) | Which mistakes does each metric count? | 30 | ★ |
+# | [10 · Motion transfer](10_motion_transfer.ipynb) | Whose face is it, when one person drives another? | 30 | ★★ |
+# | [**11 · Train a full model**](11_train_a_full_model.ipynb) | How is the whole trained, measured and used, and what did we find? | 30 | ★★ |
 # | [A1 · Published code](A1_published_code.ipynb) | What do the papers' programs do otherwise? | 40 | ★★★ |
-# | [A2 · Numerics](A2_numerics.ipynb) | Which roundings and gradients bite? | 25 | ★★★ |
+# | [A2 · Numerics](A2_numerics.ipynb) | What do roundings and gradients spoil, and how does the wall move? | 30 | ★★★ |
 # | [A3 · Motion tokens](A3_motion_tokens.ipynb) | How does a transformer find points? | 30 | ★★ |
 #
 # ## Exercises
@@ -460,12 +460,13 @@ else:
 # | MRFA 4 to 7 | [7](07_lookup_and_refinement.ipynb) | [`refinement.py`](../minimodel/refinement.py) |
 # | MRFA 8, the volume $C$ | [6](06_structure_correlation.ipynb) | [`correlation.py`](../minimodel/correlation.py) |
 # | MRFA 9, 10 | [8](08_occlusion_gated_unet.ipynb) | [`generator.py`](../minimodel/generator.py) |
-# | MRFA 11; TPSM 9, 13; S2D 4 to 7 | [9a](09a_what_a_loss_sees.ipynb) | [`losses.py`](../minimodel/losses.py) |
+# | MRFA 11; TPSM 9, 13, 14; S2D 4 to 6, 8 | [9a](09a_what_a_loss_sees.ipynb) | [`losses.py`](../minimodel/losses.py) |
 # | MRFA 12; TPSM 10 | [3](03_unsupervised_keypoints.ipynb) | [`losses.py`](../minimodel/losses.py), [`keypoints.py`](../minimodel/keypoints.py) |
-# | MRFA 13; TPSM 14; S2D 8 | [11](11_train_a_full_model.ipynb) | [`objective.py`](../minimodel/training/objective.py) |
-# | TPSM 1 to 8, 11, 12 | [2](02_thin_plate_splines.ipynb) | [`tps.py`](../minimodel/tps.py), [`background.py`](../minimodel/background.py) |
+# | MRFA 13 | [11](11_train_a_full_model.ipynb) | [`objective.py`](../minimodel/training/objective.py) |
+# | TPSM 1 to 3, 5 to 8 | [2](02_thin_plate_splines.ipynb) | [`tps.py`](../minimodel/tps.py), [`dense_motion.py`](../minimodel/dense_motion.py) |
+# | TPSM 4, 11, 12 | [A2](A2_numerics.ipynb) | [`background.py`](../minimodel/background.py) |
 # | S2D 1, 2 | [8](08_occlusion_gated_unet.ipynb) | [`generator.py`](../minimodel/generator.py) |
-# | S2D 3 | [5](05_landmark_motion.ipynb) | [`landmark_motion.py`](../minimodel/landmark_motion.py) |
+# | S2D 3, 7 | [5](05_landmark_motion.ipynb) | [`landmark_motion.py`](../minimodel/landmark_motion.py) |
 # | S2D 9 | [4](04_landmarks_on_video.ipynb) | [`landmarks.py`](../minimodel/landmarks.py) |
 #
 # **Open:** whether films alone can teach gates and refinement, given enough of them; eyes in a model that finds its own
