@@ -251,13 +251,13 @@ assert torch.allclose(right, S, atol=1e-3) and (mixed - S).abs().mean() > 0.02
 # product of the matrices.)
 
 # %% jupyter={"source_hidden": true}
-EYE = 44  # a landmark
-p_D, p_S = (synthetic.landmarks(faces)[0, EYE] for faces in (driving, source))
+NOSE = 30  # a landmark
+p_D, p_S = (synthetic.landmarks(faces)[0, NOSE] for faces in (driving, source))
 c, s = 0.87, 0.5
-A_D = torch.tensor([[c, -s], [s, c]]) @ torch.diag(torch.tensor([1.2, 0.7]))
-A_S = torch.tensor([[0.9, 0.25], [-0.2, 1.0]]) @ A_D
-circle = 0.3 * torch.stack([torch.linspace(0, 6.2832, 100).cos(), torch.linspace(0, 6.2832, 100).sin()])
-u = torch.tensor([0.22, 0.1])  # a place in the reference
+A_D = torch.tensor([[c, -s], [s, c]]) @ torch.diag(torch.tensor([1.25, 0.7]))
+A_S = torch.tensor([[0.8, 0.45], [-0.5, 0.95]]) @ A_D
+circle = 0.5 * torch.stack([torch.linspace(0, 6.2832, 100).cos(), torch.linspace(0, 6.2832, 100).sin()])
+u = torch.tensor([0.42, -0.15])  # a place in the reference
 frames = [(D, p_D, A_D, "driving frame $D$"), (None, 0 * p_D, torch.eye(2), "reference"), (S, p_S, A_S, "source $S$")]
 figure, axes = plt.subplots(1, 3, figsize=(8.8, 3.2))
 ends = []
@@ -265,8 +265,10 @@ for axis, (picture, p, A, title) in zip(axes, frames, strict=True):
     if picture is not None:
         axis.imshow(picture[0].permute(1, 2, 0), extent=(-1, 1, 1, -1))
     axis.plot(*(A @ circle + p[:, None]), color="tab:red", linewidth=2)
-    for unit, color in ((torch.tensor([0.3, 0.0]), "tab:orange"), (torch.tensor([0.0, 0.3]), "tab:cyan")):
-        axis.annotate("", A @ unit + p, p, arrowprops=dict(arrowstyle="->", color=color, linewidth=2))
+    for unit, color in ((torch.tensor([0.5, 0.0]), "tab:orange"), (torch.tensor([0.0, 0.5]), "tab:cyan")):
+        axis.annotate(
+            "", A @ unit + p, p, arrowprops=dict(arrowstyle="->", color=color, linewidth=2, shrinkA=0, shrinkB=0)
+        )
     axis.plot(*p, "o", color="tab:red", markeredgecolor="white")
     axis.plot(*(A @ u + p), "X", color="yellow", markeredgecolor="black", markersize=9)
     axis.set(xlim=(-1, 1), ylim=(1, -1), xticks=[], yticks=[], title=title, aspect="equal")
@@ -282,8 +284,8 @@ for k, text in enumerate([r"$(A_k^D)^{-1}(z - p_k^D)$", r"$p_k^S + A_k^S\,(\ldot
 labels = (("$z$", "$p_k^D$"), ("", "0"), ("$T_k(z)$", "$p_k^S$"))
 for axis, (at_cross, at_point), (_, p, A, _) in zip(axes, labels, frames, strict=True):
     style = dict(fontsize=12, bbox=dict(boxstyle="round,pad=0.1", facecolor="white", alpha=0.8, linewidth=0))
-    axis.text(*(A @ u + p + torch.tensor([0.08, -0.1])), at_cross, **style)
-    axis.text(*(p + torch.tensor([-0.2, 0.18])), at_point, **style)
+    axis.text(*(A @ u + p + torch.tensor([0.1, -0.12])), at_cross, **style)
+    axis.text(*(p + torch.tensor([-0.32, -0.05])), at_point, **style)
 show.crisp(figure, photographs=True)
 
 # %% [markdown]
@@ -467,6 +469,7 @@ rows = {"flow": torch.cat([owners, *flows, 0 * D + 1]), "error": torch.cat([D, *
 figure = show.draw_pictures(rows, columns=["strongest mask", "true flow", "shifts", "affine", ""], side=1.75)
 for axis, name in zip(figure.axes[5:], ("driving", *made)):
     axis.set_title(name, fontsize=9)
+figure.subplots_adjust(hspace=0.17)
 show.flow_wheel(figure.axes[4])
 figure.axes[4].set_visible(True)
 bar = plt.cm.ScalarMappable(plt.Normalize(0, 4), "viridis")
@@ -516,7 +519,7 @@ steps = [
     ("11", 32),
     ("1", 32),
 ]
-centres = [0, 2, 4, 6, 8, 10, 12, 14.2, 15.6]
+centres = [0, 2, 4, 6, 8, 10, 12, 14.2, 16.2]
 for (channels, side), x in zip(steps, centres, strict=True):
     color = "tab:orange" if x > 13 else "tab:blue"
     box = (x - 0.45, -side / 20), 0.9, side / 10
@@ -532,9 +535,9 @@ for n, label in enumerate(
     x = (centres[n] + centres[n + 1]) / 2
     axis.add_patch(FancyArrowPatch((x - 0.45, 0), (x + 0.45, 0), arrowstyle="-|>", mutation_scale=10))
     axis.text(x, 0.13, label, ha="center", va="bottom", fontsize=7)
-for x, text in ((0, "evidence"), (12, "features"), (14.2, "masks"), (15.6, "occlusion")):
+for x, text in ((0, "evidence"), (12, "features"), (14.2, "masks"), (16.2, "occlusion")):
     axis.text(x, -2.75, text, ha="center", fontsize=9, weight="bold")
-axis.set(xlim=(-0.7, 16.3), ylim=(-3.0, 3.2))
+axis.set(xlim=(-0.7, 16.9), ylim=(-3.0, 3.2))
 axis.set_axis_off()
 show.crisp(figure)
 
@@ -707,7 +710,7 @@ rows = {
         [show.heat(map_of_errors(f, truth) * not_wall, largest=3) for _, f, _ in stages.values()]
     ),
 }
-figure = show.draw_pictures(rows, columns=list(stages), side=1.65)
+figure = show.draw_pictures(rows, columns=list(stages), side=1.75)
 bar = plt.cm.ScalarMappable(plt.Normalize(0, 3), "viridis")
 figure.colorbar(bar, cax=figure.axes[-1].inset_axes([1.05, 0, 0.08, 1]), label="pixels off, of 64")
 show.crisp(figure, photographs=True)
