@@ -600,7 +600,7 @@ rows = {
 figure = show.draw_pictures(rows, columns=[f"seed {seed}" for seed in range(3)], side=1.8)
 for axis, (m, error) in zip(figure.axes, (run for runs in finished.values() for run in runs), strict=True):
     axis.set_xlabel(f"{working(m):.1f} at work, {error:.2f} px off", fontsize=8)
-figure.tight_layout(pad=0.4)
+figure.subplots_adjust(hspace=0.2)
 show.crisp(figure)
 counts = {P: torch.tensor([working(m) for m, _ in runs]) for P, runs in finished.items()}
 off = {P: torch.tensor([error for _, error in runs]) for P, runs in finished.items()}
