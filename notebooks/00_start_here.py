@@ -63,7 +63,7 @@ people = synthetic.sample_identities(12, seed=100)
 at_rest = synthetic.Faces(people[10], synthetic.neutral_states(1))
 speaking = synthetic.Faces(people[6], synthetic.animate_states(120, seed=5)[::5])  # 5 seconds, every fifth frame
 photo, film = synthetic.render(at_rest, 64), synthetic.render(speaking, 64)  # (1, 3, 64, 64), (24, 3, 64, 64)
-model = AnimationModel.load("tiny-taught")
+model = AnimationModel.load("tiny")
 
 with torch.inference_mode():
     source = model.encode_source(photo)  # once a photo
@@ -313,7 +313,7 @@ assert max(shares["eyes look aside"], shares["camera pans"]) < 0.5
 # **Paper:** the networks of MRFA and TPSM are trained together, by two frames of one film and two losses. The
 # *perceptual loss* compares $\hat D$ with $D$. The *equivariance loss* asks that points move with the picture.
 #
-# **Ours:** `tiny-taught`, the model of this course, is also taught by the truth of rendered faces. Trained for an hour
+# **Ours:** `tiny`, the model of this course, is also taught by the truth of rendered faces. Trained for an hour
 # by the papers' two losses alone, the same networks found points and flow, and their gates and their refinement did
 # next to nothing (notebooks 7 and 8 measure that).
 
@@ -330,7 +330,7 @@ paper = ["perceptual, equivariance"] + 5 * ["perceptual"]
 ours = ["flow", "flow, visibility", "matches, flow", "flow, visibility", "hidden colours", "hidden colours"]
 counts = [sum(p.numel() for module in modules for p in module.parameters()) for modules in parts.values()]
 rows = {n: [f"{c / 1e6:.2f} M", p, o] for n, c, p, o in zip(parts, counts, paper, ours)}
-show.table(rows, ["parameters", "trained by (paper)", "tiny-taught also by truth (ours)"])
+show.table(rows, ["parameters", "trained by (paper)", "tiny also by truth (ours)"])
 
 # %% jupyter={"source_hidden": true} tags=["check"]
 # Check: these six are the whole model.
@@ -345,7 +345,7 @@ assert sum(counts) == sum(p.numel() for p in model.parameters())
 #   trained on labelled rendered faces, the papers' VGG-19 on labelled photographs.
 # * **S2D does use labels.** Its motion comes from facial landmarks, and a landmark detector learns from labelled faces.
 #   That is notebooks 4 and 5.
-# * **`tiny-taught` is supervised.** Its truth comes free with rendered faces, and from no film. So its flow is good
+# * **`tiny` is supervised.** Its truth comes free with rendered faces, and from no film. So its flow is good
 #   evidence of what the networks can express, and no evidence that films alone would teach it.
 #
 # ## Notation

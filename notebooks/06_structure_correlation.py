@@ -135,7 +135,7 @@ show.crisp(figure)
 # Gaussians of notebook 1, with $v = 0.01$, leave most of the face dark. (Many of the twenty points lie on each other.)
 
 # %%
-model = AnimationModel.load("tiny-taught")
+model = AnimationModel.load("tiny")
 contrast = AnimationModel.load("tiny-affine")  # trained as in the paper, without any truth; for comparison
 with torch.no_grad():
     state, motion = model.encode_source(S), model.encode_driving(D)
@@ -332,7 +332,7 @@ def draw_volumes(volumes, places, side=1.75):
     return figure
 
 
-columns = {"perfect, by hand": perfect, "tiny-taught": C, "tiny-affine": untaught}
+columns = {"perfect, by hand": perfect, "tiny": C, "tiny-affine": untaught}
 show.crisp(draw_volumes(columns, places), photographs=True)
 
 # %% [markdown]
@@ -358,19 +358,19 @@ def rank_of_truth(volume, flow_64, face):
 
 
 taught, as_in_paper = stages_of(model), stages_of(contrast)
-volumes = {"tiny-taught": taught.correlation.volume(), "tiny-affine": as_in_paper.correlation.volume()}
+volumes = {"tiny": taught.correlation.volume(), "tiny-affine": as_in_paper.correlation.volume()}
 ranks = {name: rank_of_truth(v, many_flow_64, many_face) for name, v in volumes.items()}
 for name, (rank, among) in ranks.items():
     print(f"{name}: the true place is number {rank:.0f} of {among}; by chance it would be number {among / 2:.0f}")
 
 # %% [markdown]
-# **Verdict.** The volume of `tiny-taught` knows nearly every place of the face to its cell of 4 × 4 pixels: its rows are hills
+# **Verdict.** The volume of `tiny` knows nearly every place of the face to its cell of 4 × 4 pixels: its rows are hills
 # at the circle. The volume of `tiny-affine` knows the region and not the place: it can't tell an eye from a mouth, for its rows
 # of eye and lips have their top within two cells. The encoders are alike. The loss isn't.
 
 # %% jupyter={"source_hidden": true} tags=["check"]
 # Check: the verdict.
-assert ranks["tiny-taught"][0] < 0.02 * ranks["tiny-taught"][1]
+assert ranks["tiny"][0] < 0.02 * ranks["tiny"][1]
 assert 0.03 * ranks["tiny-affine"][1] < ranks["tiny-affine"][0] < 0.2 * ranks["tiny-affine"][1]
 tops = [untaught[0][tuple(places[name])].flatten().argmax().item() for name in ("eye", "lips")]
 assert max(abs(tops[0] % N - tops[1] % N), abs(tops[0] // N - tops[1] // N)) <= 2
@@ -420,10 +420,10 @@ def mirrored(positions):
 
 
 confusing = volume(waves(mirrored(grid + true_flow)), waves(mirrored(grid)))
-choices = {"tiny-taught": C, "tiny-affine": untaught, "perfect": perfect, "mirrored": confusing}
+choices = {"tiny": C, "tiny-affine": untaught, "perfect": perfect, "mirrored": confusing}
 
 
-def one_row(volume="tiny-taught", row=places["eye"][0], column=places["eye"][1]):
+def one_row(volume="tiny", row=places["eye"][0], column=places["eye"][1]):
     return draw_volumes({volume: choices[volume]}, {"": (row, column)}, side=2.2)
 
 
@@ -475,12 +475,12 @@ for name, v in {"perfect": volume(waves(grid + many_flow), waves(grid)), **volum
     size = v.shape[1:3]
     where = resize_flow(many_face.float(), size) > 0.99
     rows[f"Eq. 8, {name}"] = [pixels_off(softmax_flow(v), resize_flow(many_flow_64, size), where)]
-rows["prior of tiny-taught"] = [pixels_off(taught.flows[0], many_flow, many_face)]
+rows["prior of tiny"] = [pixels_off(taught.flows[0], many_flow, many_face)]
 show.table(rows, ["error on the face (pixels of 64)"], digits=1)
 
 # %% [markdown]
 # **Verdict.** Read by Eq. 8, the perfect volume gives the true flow back, so the order of its dimensions is right. The volume of
-# `tiny-taught` gives a usable flow without any stiff parts, though not as good a one as its prior. The volume of `tiny-affine`
+# `tiny` gives a usable flow without any stiff parts, though not as good a one as its prior. The volume of `tiny-affine`
 # gives one that is worse than no motion at all; the paper, too, finds NPMR alone its weakest row (Table 3).
 #
 # The first test has two blind spots. A wrong coordinate grid would cancel, because both encoders use it. And it can't show that
@@ -492,7 +492,7 @@ off = [value for (value,) in rows.values()]
 assert off[1] < 0.1 and off[4] < off[2] < 0.5 * off[0] and off[3] > off[0]
 
 # %% jupyter={"source_hidden": true}
-flows = {"true flow": true_flow, "Eq. 8, perfect": softmax_flow(perfect), "Eq. 8, tiny-taught": softmax_flow(C)}
+flows = {"true flow": true_flow, "Eq. 8, perfect": softmax_flow(perfect), "Eq. 8, tiny": softmax_flow(C)}
 flows |= {"Eq. 8, mirrored": softmax_flow(confusing)}
 longest = true_flow.norm(dim=1).max().item()
 figure, axes = plt.subplots(2, len(flows) + 1, figsize=(9, 3.9))
@@ -565,7 +565,7 @@ assert average < 1e-2 and largest > 1
 factors = torch.logspace(-2.5, 2.5, 21)
 error = {
     name: [pixels_off(softmax_flow(v * factor), true_flow, face) for factor in factors]
-    for name, v in {"perfect": perfect, "tiny-taught": C}.items()
+    for name, v in {"perfect": perfect, "tiny": C}.items()
 }
 figure = plt.figure(figsize=(6, 3))
 for name, values in error.items():
@@ -604,7 +604,7 @@ assert error["perfect"][0] > 4 and error["perfect"][-1] > 10 * min(error["perfec
 # | 1 to 3 | [notebook 1](01_affine_flows.ipynb) | `affine`, `dense_motion` |
 # | 4 to 7 | [notebook 7](07_lookup_and_refinement.ipynb) | `refinement` |
 #
-# **Open.** `tiny-taught` was taught on rendered faces only. Whether its volume matches as well on photographs isn't measured.
+# **Open.** `tiny` was taught on rendered faces only. Whether its volume matches as well on photographs isn't measured.
 #
 # ## Exercises
 #

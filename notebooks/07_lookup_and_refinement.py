@@ -54,7 +54,7 @@ from minimodel.warping import flow_from_pixels, flow_to_pixels, identity_grid, r
 
 torch.manual_seed(0)
 SIZE, N = 64, 16  # pixels of the pictures; places along a side of the volume
-model = AnimationModel.load("tiny-taught").requires_grad_(False)
+model = AnimationModel.load("tiny").requires_grad_(False)
 
 # %% [markdown]
 # The person of notebook 6 is for the eye, and 64 pairs of strangers are for numbers. With the truth goes what the model finds:
@@ -424,7 +424,7 @@ class FlowUpdater(nn.Module):
 
 # %%
 print("the paper's channels:", refinement.UpdaterWidths())
-print("tiny-taught's:       ", model.config.updater)
+print("tiny's:       ", model.config.updater)
 
 # %% [markdown]
 # Two decisions are easy to miss.
@@ -555,7 +555,7 @@ ours = flow_loss(many.flows, many.flow, many.visible)
 torch.testing.assert_close(ours, losses.true_flow_loss(many.flows, many.flow, many.visible))
 
 # %% [markdown]
-# `tiny-taught` learned from this loss, from the matching loss of notebook 6, from two losses of notebook 8, and from pictures.
+# `tiny` learned from this loss, from the matching loss of notebook 6, from two losses of notebook 8, and from pictures.
 #
 # Without the truth (**ours**, for `tiny-tps`) `smoothness` asks for less: neighbouring arrows of the residual should differ
 # little, in pixels. It makes small texture-matching shifts expensive, so mostly real motion survives.

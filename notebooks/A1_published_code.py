@@ -439,13 +439,13 @@ assert abs(stretched[8] - 1.125) < 1e-3 and abs(stretched[64] - 1) < 1e-3 and ab
 # An eighth too long at 8 × 8, a hundredth too short at 256 × 256: the updater has to learn to undo it.
 #
 # The last step blends the painted picture with the warped source, where that can be trusted. MRFA's code warps it by the flow
-# *before* the last update, though its features were warped by the flow after it. Ours takes the last flow for both, as `tiny`
+# *before* the last update, though its features were warped by the flow after it. Ours takes the last flow for both, as `tiny-unsupervised`
 # was trained. Swapped:
 
 # %%
 source, driving = synthetic.sample_pairs(16, seed=42)
 S, D = synthetic.render(source, 64), synthetic.render(driving, 64)
-tiny = AnimationModel.load("tiny")
+tiny = AnimationModel.load("tiny-unsupervised")
 state, motion = tiny.encode_source(S), tiny.encode_driving(D)
 stages = tiny.move(state, motion)
 coarse_flow = stages.coarse.flow
@@ -507,7 +507,7 @@ for name, options in ours_like.items():
 #
 # ## What does the wrong rule cost?
 #
-# Now on one scale. `tiny` (for splines `tiny-tps`, for the Gaussian `tiny-affine`) was trained by our rules. Break one rule at
+# Now on one scale. `tiny-unsupervised` (for splines `tiny-tps`, for the Gaussian `tiny-affine`) was trained by our rules. Break one rule at
 # a time, and compare with the picture by the right rules. (At 64 pixels half a pixel is four times as much of a face as at 256,
 # so for grids take the figures above.)
 
@@ -637,17 +637,17 @@ assert theirs_bend > 1.5 * ours_bend
 # | outer pixel centres at −1 and 1 | all | a factor of $n/(n-1)$ | [`conventions.py`](../minimodel/published/conventions.py) `corner_grid` |
 # | sampled without aligned corners | FOMM and MTIA today, MRFA's affine and token coarse stage, its baseline, its coarse stream | 0.5 pixels, 39 dB at rest | `conventions.sample`, [`networks.py`](../minimodel/published/networks.py) `handling` |
 # | grid enlarged without aligned corners | FOMM, MTIA | 2.0 pixels (1.5 as trained), 28 dB at rest (30) | `conventions.resize` |
-# | black outside | all | 37 dB under `tiny` | `conventions.sample` |
+# | black outside | all | 37 dB under `tiny-unsupervised` | `conventions.sample` |
 # | small pictures by a Gaussian | all | points move by 2 pixels, 27 dB under `tiny-affine` | `conventions.downsample` |
 # | heads without padding | FOMM, MRFA | movements × 1.12 | [`detectors.py`](../minimodel/published/detectors.py) |
 # | splines: the whole diagonal, positions | TPSM, MRFA's splines | with identical points 2 pixels, up to 22; 42 dB under `tiny-tps` | `conventions.spline_grids` |
 # | division after the exponential | TPSM | nothing | nowhere: training only |
 # | instance norms | TPSM | brightness is lost | `networks.py` |
 # | coarse stream | MRFA, refined | 15.64 M, around the gates | [`generators.py`](../minimodel/published/generators.py) |
-# | lookup at $x / 2^l$ | MRFA | 1/4 pixel of level 1, 57 dB under `tiny` | [`refinement.py`](../minimodel/published/refinement.py) |
+# | lookup at $x / 2^l$ | MRFA | 1/4 pixel of level 1, 57 dB under `tiny-unsupervised` | [`refinement.py`](../minimodel/published/refinement.py) |
 # | flows double with each scale | MRFA | × 1.125 to × 0.988 | `refinement.py` |
-# | blended by the flow before the last update | MRFA | 39 dB under `tiny` | `refinement.py` |
-# | no blending | FOMM | 33 dB under `tiny` | `generators.py` |
+# | blended by the flow before the last update | MRFA | 39 dB under `tiny-unsupervised` | `refinement.py` |
+# | no blending | FOMM | 33 dB under `tiny-unsupervised` | `generators.py` |
 # | HRNet trunk, linear heads | MTIA | 7.7 M | [`hrnet.py`](../minimodel/published/hrnet.py) |
 # | L1 in random bends | FOMM, MRFA, MTIA | twice as bent | nowhere: training only |
 #

@@ -44,7 +44,7 @@ show.system_map("points")
 # **Afterwards you can**
 #
 # * write multi-head attention and a transformer layer without `nn.MultiheadAttention`;
-# * build the detector of this course's model, `tiny-taught`, and load its weights;
+# * build the detector of this course's model, `tiny`, and load its weights;
 # * test whether a network uses its attention, by cutting it.
 #
 # The tokens come from **MTIA**, *Motion Transformer for Unsupervised Image Animation* (Tao et al., ECCV 2022,
@@ -223,7 +223,7 @@ class TokenDetector(nn.Module):
 
 
 # %%
-theirs = AnimationModel.load("tiny-taught").prior.detector
+theirs = AnimationModel.load("tiny").prior.detector
 detector = TokenDetector(len(theirs.start)).eval()
 detector.load_state_dict(theirs.state_dict())  # strict: every name and every shape fits
 

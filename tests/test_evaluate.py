@@ -643,7 +643,14 @@ def test_networks_that_are_asked_for_are_measured(tmp_path, monkeypatch):
 
 SAMPLES = Path(__file__).parents[1] / "data_samples"
 # PSNR of each model on one film, less a decibel; copying has 18.4.
-LEAST = {"tiny": 27.2, "tiny-unsupervised": 27.2, "tiny-affine": 27.5, "tiny-tps": 28.2, "tiny-video": 27.5, "tiny-s2d": 26.5}
+LEAST = {
+    "tiny": 27.2,
+    "tiny-unsupervised": 27.2,
+    "tiny-affine": 27.5,
+    "tiny-tps": 28.2,
+    "tiny-video": 27.5,
+    "tiny-s2d": 26.5,
+}
 
 
 @pytest.mark.parametrize("name", LEAST)
