@@ -79,7 +79,7 @@ WITHOUT_A_CELL = {
     "model": {"build_generator", "build_refiner", "build_structure"},
     "evaluation/protocols": {
         *("Renderer", "Scores", "evaluation_mode", "source_of"),
-        *("measure_pictures", "measure_truth", "measure_transfer", "render_transfers"),
+        *("measure_pictures", "measure_truth", "measure_transfer", "render_transfers", "keypoint_distance"),
     },
     # Sizes; whether there is a face; close-ups of eyes and changed pictures, of which the notebook has a paragraph.
     "landmarks": {
@@ -90,8 +90,7 @@ WITHOUT_A_CELL = {
     "show": {"Table", "save_picture"},  # what `table` returns; a file, which no cell writes
     "priors": {"Prior"},  # what the four have in common
     "tps": {"backward_spline"},  # a step of `part_flows`
-    "transfer": {"own_avd", "same_pose"},  # of published models; what `animate` asks before it takes a start
-    "warping": {"sample_flow"},  # a step of functions that have cells
+    "transfer": {"own_avd"},  # of published models
 }
 
 
