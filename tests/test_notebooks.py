@@ -74,6 +74,10 @@ TAUGHT = (
 )
 # What notebooks use without saying its name.
 WITHOUT_A_CELL = {
+    # Networks of others, which are downloaded; their own tests hold them.
+    "evaluation/inception": {"Inception", "load_inception"},
+    "evaluation/lpips": {"AlexNet", "VGG16", "load_lpips"},
+    "features": {"FaceTasks"},  # what trains the features; it isn't kept
     "config": {"System"},  # the rows of `SYSTEMS`
     # What the factory and a benchmark's inner loop are made of.
     "model": {"build_generator", "build_refiner", "build_structure"},
