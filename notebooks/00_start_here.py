@@ -314,8 +314,8 @@ assert max(shares["eyes look aside"], shares["camera pans"]) < 0.5
 # *perceptual loss* compares $\hat D$ with $D$. The *equivariance loss* asks that points move with the picture.
 #
 # **Ours:** `tiny`, the model of this course, is also taught by the truth of rendered faces. Trained for an hour
-# by the papers' two losses alone, the same networks found points and flow, and their gates and their refinement did
-# next to nothing (notebooks 7 and 8 measure that).
+# by the papers' two losses alone, the networks of `tiny-affine` found points and flow. Their gates learnt nothing: they
+# call every pixel visible, as notebook 8 measures.
 
 # %%
 parts = {
