@@ -58,7 +58,7 @@ class Arrow:
 PARTS = {
     "points": Part(140, 180, 120, "points", "finds p_k and A_k", "3, A3", ("picture", "equivariance", "truth")),
     "landmarks": Part(140, 335, 120, "points", "or 74 named l_j", "4", ("labels",)),
-    "background": Part(296, 93, 112, "flow", "the wall's A_{bg}", "2", ("picture",)),
+    "background": Part(296, 93, 112, "flow", "the wall's A_{bg}", "A2", ("picture",)),
     "transfer": Part(300, 255, 105, "points", "D's motion to S", "10", learned=False),
     "coarse flow": Part(480, 180, 125, "flow", "F_0 of T_k and M_k", "1, 2, 5", ("picture", "truth")),
     "structure": Part(480, 335, 125, "flow", "all pairs z, y", "6", ("picture", "truth")),

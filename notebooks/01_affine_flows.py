@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -543,8 +545,10 @@ show.crisp(figure)
 
 # %% [markdown]
 # *Channels and side of each tensor; grey are the skips.* The block (**published code**): convolution, batch
-# normalisation, ReLU. A level down is a block and an average of 2 × 2 pixels, a level up is a doubling and a block. The
-# names of our attributes are the package's, so that its weights fit.
+# normalisation, ReLU. A level down is a block and an average of 2 × 2 pixels, a level up is a doubling and a block. Doubling
+# repeats each pixel (nearest). The Gaussians $H_k$ have height 1 and variance 0.01. Channels are ordered by part: first a
+# part's heatmap, then its warped source. The heads are 3 × 3 convolutions. The names of our attributes are the package's, so
+# that its weights fit; what `conv_block` builds is `ConvBlock` there, with an average `DownBlock`, behind a doubling `UpBlock`.
 
 
 # %%

@@ -22,7 +22,7 @@ from minimodel import show
 show.system_map("points")
 
 # %% [markdown]
-# **Question.** Nobody has marked "point 7" in a million pictures. How can a network learn to find it?
+# **The question.** Nobody has marked "point 7" in a million pictures. How can a network learn to find it?
 #
 # **You need** [notebook 1](01_affine_flows.ipynb) for the hourglass, the part flows and `DenseMotion`, and
 # [notebook 2](02_thin_plate_splines.ipynb) for splines. **Time:** 40 minutes to read, one to run.
@@ -198,7 +198,8 @@ assert torch.allclose(moved, torch.tensor([third, 0.0]), atol=0.1 * third)
 # $$A_k = \sum_z \hat H_k(z)\, a_k(z) .$$
 #
 # MRFA takes the hourglass and both heads from FOMM (**paper**). FOMM shrinks the photo first. We stack 2 × 2 pixels as
-# channels instead (**ours**), because at 64 pixels an eyelid doesn't survive shrinking. Matrices start as the identity
+# channels instead (**ours**, `nn.PixelUnshuffle`), because at 64 pixels an eyelid doesn't survive shrinking. The $4 K$ maps are
+# ordered by point, the four of a point row by row: $a_{11}, a_{12}, a_{21}, a_{22}$. Matrices start as the identity
 # (**published code**), so training begins with parts that only shift. Attributes have the package's names, so that its
 # weights fit:
 

@@ -22,7 +22,7 @@ from minimodel import show
 show.system_map("landmarks")
 
 # %% [markdown]
-# **Question.** A detector that looks at one frame at a time trembles on a film, even where it is accurate. How do its
+# **The question.** A detector that looks at one frame at a time trembles on a film, even where it is accurate. How do its
 # points come to hold still?
 #
 # **You need** [notebook 1](01_affine_flows.ipynb) for the hourglass and [notebook 3](03_unsupervised_keypoints.ipynb)

@@ -190,7 +190,9 @@ assert torch.allclose(layer(h, difference), naive, atol=1e-4)
 #
 # **Paper**: AdaIN of $S_{lm}$ in the encoder, of $D_{lm}$ in the decoder. **Ours**: Add_Motion at the lowest level and
 # after every step up, skip connections as in notebook 1, and a flow layer that starts as zero, so that training begins
-# with a face that stands still.
+# with a face that stands still. What the flow layer gives is multiplied by 0.1, or one step of Adam would move the face by
+# more than a pixel; the logit isn't. A block is a 3 × 3 convolution without bias, AdaIN, ReLU; on the way down an average of
+# 2 × 2 pixels follows, on the way up a doubling (nearest) comes before.
 
 # %% jupyter={"source_hidden": true}
 figure, axis = plt.subplots(figsize=(8.4, 4.3))
@@ -457,7 +459,8 @@ assert torch.allclose(broken["no shift, and $-t$ unscaled"][0].permute(1, 2, 0)[
 # %% [markdown]
 # ## The whole network
 #
-# Four branches, each of them the class above. **Ours**: the global branch sees the picture at half its side.
+# Four branches, each of them the class above. **Ours**: the global branch sees the picture at half its side, and its flow is
+# enlarged to 64 pixels before Eq. 3. The local branches are smaller: base 16, two levels, at most 32 channels.
 
 
 # %%
@@ -580,7 +583,7 @@ known = pictures_of(16, seed=1)
 pictures, points = synthetic.render(known, SIZE), synthetic.landmarks(known)
 
 
-def train(with_boxes, steps=250, rate=2e-3):
+def train(with_boxes, steps=180, rate=2e-3):
     torch.manual_seed(0)
     network = SparseToDense(with_boxes)
     optimizer = torch.optim.Adam(network.parameters(), lr=rate, betas=(0.5, 0.999))

@@ -167,8 +167,9 @@ assert reached[0.1] > 2 * reached[0.01]
 # Beside the Gaussians goes a learned **position embedding**, one picture for each point, the same for all inputs. A
 # convolution does the same everywhere, so without it the network hardly knows where in the frame it is. The paper doesn't
 # mention it. Its **published code** adds one embedding to the Gaussians of both encoders. We give each encoder its own, as
-# channels of their own (**ours**). Gaussians, embedding and, for the source, the picture are stacked as channels. An hourglass
-# and a 1 × 1 convolution turn the stack into features. This is the whole network:
+# channels of their own (**ours**). The embedding has 16 × 16 pixels and is resized where another size is asked for. Gaussians,
+# embedding and, for the source, the picture are stacked as channels, in this order. An hourglass (base 16, three levels, at
+# most 64 channels) and a 1 × 1 convolution turn the stack into features. This is the whole network:
 
 
 # %%

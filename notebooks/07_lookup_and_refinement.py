@@ -393,7 +393,9 @@ show.crisp(figure)
 # %% [markdown]
 # The paper counts four convolution modules. Its text describes ① correlation, ② flow and ④ output, with ③ joining the first two
 # to the motion feature between them. The convolution on the warped features and the two heads in place of one output are its
-# **published code**'s. This is the whole network:
+# **published code**'s. Every convolution but a head's last is followed by a ReLU, and the warped features pass one more before
+# their convolution. The source's features $f_i$ have 128, 128 and 64 channels; a 1 × 1 convolution a scale, the `projections`,
+# first brings them to 32, and these are warped. This is the whole network:
 
 
 # %%
@@ -564,7 +566,8 @@ torch.testing.assert_close(ours, losses.true_flow_loss(many.flows, many.flow, ma
 added = flow_to_pixels(many.flows[-1] - resize_flow(many.flows[0], (SIZE, SIZE)))  # what refinement added
 roughness = added.diff(dim=-1).abs().mean() + added.diff(dim=-2).abs().mean()
 torch.testing.assert_close(roughness, losses.smoothness(flow_from_pixels(added)))
-#
+
+# %% [markdown]
 # ## What refinement gains in the shipped model
 #
 # 64 pairs of strangers. Each row changes one thing and refines again: the scores come from another pair, or are zero; or the

@@ -271,7 +271,9 @@ assert share < 0.9
 # ## The network
 #
 # That is the skeleton. Features instead of colours, and blocks that can paint teeth rather than a blur, make the network. The
-# residual block is new here: two convolutions whose result is added to their input.
+# residual block is new here: batch normalisation, ReLU and a 3 × 3 convolution, twice, whose result is added to the input. Blocks
+# going down and up are notebook 1's, with its doubling (nearest). A last 3 × 3 convolution and a sigmoid make the colours.
+# `encode` gives the features of all scales, coarsest first.
 
 
 # %%

@@ -167,7 +167,7 @@ assert [layer.shape[1] for layer in VGG19()(D[..., :32, :32])] == [64, 128, 256,
 #
 # MRFA's loss sums over layers $l$ and resolutions $i$:
 #
-# $$\mathcal L_{per} = \sum_i \sum_l \big\| \phi_l(D_i) - \phi_l(\hat D_i) \big\|_1 . \tag{MRFA 11}$$
+# $$\mathcal L_{per} = \sum_i \sum_l \lVert \phi_l(D_i) - \phi_l(\hat D_i) \rVert_1 . \tag{MRFA 11}$$
 #
 # $\hat D$ is the rendered picture. TPSM's Equation 9 is the same loss. S2D's Equation 4 has the full size alone. MRFA says
 # "resolution index $i$" and no more. The scales 1, 1/2, 1/4, 1/8 come from FOMM, which names 256, 128, 64 and 32 pixels
@@ -267,7 +267,7 @@ assert row["layer 4, untrained"].max() < 3
 #
 # **It doesn't.** We can ask, because rendered faces know their flow. Six people that no model has seen speak. Their
 # source is warped by three flows: the true one; that of `tiny-affine`, which learnt from this loss alone as the papers do;
-# and that of `tiny-taught`, which was also told the true flow. What does each warped source cost?
+# and that of `tiny`, which was also told the true flow. What does each warped source cost?
 
 # %%
 people = synthetic.sample_identities(6, benchmark.BENCHMARK_SEED)
@@ -280,7 +280,7 @@ source = torch.cat([clip.frames[:1].expand_as(clip.frames[1:]) for clip in clips
 true_flow, visible = (torch.cat([getattr(clip.truth, name) for clip in clips]) for name in ("flow", "visible"))
 on_face = visible & torch.cat([clip.truth.regions["face"] for clip in clips])
 flows = {"true flow": true_flow}
-for name in ("tiny-taught", "tiny-affine"):
+for name in ("tiny", "tiny-affine"):
     model = AnimationModel.load(name)  # shipped weights come from the package; notebook 11 puts the model together
     with torch.no_grad():
         flows[name] = torch.cat(
@@ -379,7 +379,7 @@ show.crisp(figure, photographs=True)
 
 # %% jupyter={"source_hidden": true} tags=["check"]
 # Check: the truth costs more than both learnt flows, is best where visible, and isn't where the gradient ends.
-assert cost["true flow"] > 1.1 * max(cost["tiny-affine"], cost["tiny-taught"])
+assert cost["true flow"] > 1.1 * max(cost["tiny-affine"], cost["tiny"])
 assert min(seen_l1, key=seen_l1.get) == min(error, key=error.get) == "true flow"
 lead = shares["true flow"] - shares["tiny-affine"]
 assert lead.min() > 0 and lead[3:].mean() > 1.5 * lead[:2].mean()

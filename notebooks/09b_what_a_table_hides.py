@@ -354,14 +354,14 @@ assert abs(seen_in(face(yaw=0.3))[1][0].item() - 0.3 * 180 / torch.pi) < 5
 #
 # Six films of one person each drive the photo of another. The right answer can be rendered. Who hands in what?
 #
-# * **the model**: `tiny-taught`, standard transfer ([notebook 10](10_motion_transfer.ipynb));
+# * **the model**: `tiny`, standard transfer ([notebook 10](10_motion_transfer.ipynb));
 # * **the photo**, unmoved;
 # * **the film** itself, as if nobody would notice whose face it is;
 # * **shuffled**: the right answers of all films, in random order;
 # * **blurred**: the right answer, too soft.
 
 # %%
-model = AnimationModel.load("tiny-taught")  # shipped weights come from the package
+model = AnimationModel.load("tiny")  # shipped weights come from the package
 crossed = benchmark.cross_clips("cross-plain", 64, count=6)
 right = torch.cat([clip.truth.frames[1:] for clip in crossed])
 films = torch.cat([clip.driving[1:] for clip in crossed])
@@ -478,7 +478,7 @@ with torch.no_grad():
     outputs = [model.render(model.encode_source(c.frames[:1]), model.encode_driving(c.frames[1:])) for c in clips]
 lines = {
     "copy": source,
-    "tiny-taught": torch.cat([output.image for output in outputs]),
+    "tiny": torch.cat([output.image for output in outputs]),
     "oracle": warp(source, true_flow),
 }
 lines["oracle, hidden pixels painted"] = torch.where(visible, lines["oracle"], driving)
@@ -504,11 +504,11 @@ show.table(
 frames = [3, 15, 33]
 figure, axes = plt.subplots(3, 6, figsize=(10.8, 5.4), layout="constrained")
 for line, n in zip(axes, frames):
-    for axis, picture in zip(line[:4], (source, driving, lines["oracle"], lines["tiny-taught"])):
+    for axis, picture in zip(line[:4], (source, driving, lines["oracle"], lines["tiny"])):
         axis.imshow(picture[n].permute(1, 2, 0))
-    for axis, name in zip(line[4:], ("oracle", "tiny-taught")):
+    for axis, name in zip(line[4:], ("oracle", "tiny")):
         bar = axis.imshow((lines[name][n] - driving[n]).abs().mean(0), cmap="magma", vmin=0, vmax=0.3)
-for axis, name in zip(axes[0], ("S", "D", "oracle", "tiny-taught", "|oracle − D|", "|tiny-taught − D|")):
+for axis, name in zip(axes[0], ("S", "D", "oracle", "tiny", "|oracle − D|", "|tiny − D|")):
     axis.set_title(name, fontsize=10)
 for axis in axes.flat:
     axis.set(xticks=[], yticks=[])
@@ -532,14 +532,14 @@ still = metrics.flow_error(torch.zeros_like(true_flow), true_flow, on_face).nanm
 print(
     f"'all is visible' is right at {plain:.0%} of the pixels; its balanced accuracy is {balanced:.2f}, as good as guessing"
 )
-print("flow error on the face:", "tiny-taught leaves under a fifth of copying's" if moved < still / 5 else "?")
+print("flow error on the face:", "tiny leaves under a fifth of copying's" if moved < still / 5 else "?")
 
 # %% jupyter={"source_hidden": true} tags=["check"]
 # Check: the oracle wins where visible, loses where hidden and in PSNR; hidden pixels make most of its error.
 quality = {name: psnr(made, driving).mean().item() for name, made in lines.items()}
-assert quality["copy"] < quality["oracle"] < quality["tiny-taught"] < quality["oracle, hidden pixels painted"]
-assert l1_where(lines["oracle"], visible) < l1_where(lines["tiny-taught"], visible)
-assert 2 * l1_where(lines["tiny-taught"], ~visible) < l1_where(lines["oracle"], ~visible)
+assert quality["copy"] < quality["oracle"] < quality["tiny"] < quality["oracle, hidden pixels painted"]
+assert l1_where(lines["oracle"], visible) < l1_where(lines["tiny"], visible)
+assert 2 * l1_where(lines["tiny"], ~visible) < l1_where(lines["oracle"], ~visible)
 assert share > 0.5 and plain > 0.8 and balanced == 0.5 and moved < still / 5
 # Shape error (notebook 10) takes out place, turn and zoom in the plane.
 here = synthetic.landmarks(synthetic.Faces(person, rest))

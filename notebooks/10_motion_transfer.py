@@ -428,7 +428,7 @@ show.crisp(draw_rows({"avd": animate(packaged), "truth": truth}, shown, ["avd", 
 # as if it were somebody else's. Asked for the second frame as it was, the network can take the pose only from the deformed row,
 # and has to take the shape from the first:
 #
-# $$\mathcal L = \big\lVert \mathrm{Avd}\big(m_1,\, \mathrm{deformed}(m_2)\big) - m_2\big\rVert_1 .$$
+# $$\mathcal L = \lVert \mathrm{Avd}\big(m_1,\, \mathrm{deformed}(m_2)\big) - m_2\rVert_1 .$$
 #
 # **Ours** is what `deformed` does. Points are stretched along x and y, shifted together, and each is moved a little. A matrix
 # is stretched from the left as its point is. From the right it is multiplied by a random matrix near 1: on the right side stands the
@@ -530,12 +530,12 @@ axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 show.crisp(figure)
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: a few seconds teach something, and more pairs teach more.
-assert history[-1] < 0.5 * history[0] or history[-1] < before
-assert after < before and after_shipped < after
+# Check: known pairs are undone, a new face isn't by 256 pairs and is by 2000.
+assert history[-1] < 0.3 * before
+assert after > 0.7 * before and after_shipped < 0.8 * before
 
 # %% [markdown]
-# *The loop above learns its 256 pairs by heart: it takes nearly all of their disguise off, and from a new face only a little.* More
+# *The loop above learns its 256 pairs by heart: it takes nearly all of their disguise off, and does a new face no good.* More
 # people are the remedy. The shipped network had 2000 pairs (`minimodel train-avd --weights tiny`, a few minutes, most of them
 # for finding points). It keeps a part of the disguise, too: from one frame it can't know whether a head is further left because of its
 # owner or because it has moved.
@@ -628,18 +628,19 @@ aligned, plain = mean["aligned"], mean["plain"]
 assert aligned["first"][0] < aligned["standard"][0] < aligned["copy"][0]
 assert aligned["landmarks"][0] < aligned["points"][0]
 assert all(aligned[mode][1] < aligned["standard"][1] for mode in ("first", "landmarks", "avd"))
-assert plain["landmarks"][1] < plain["standard"][1] and plain["avd"][1] < plain["standard"][1]
-assert plain["avd"][0] < plain["landmarks"][0] and plain["first"][0] > 1.5 * aligned["first"][0]
+assert max(plain["avd"][0], plain["standard"][0]) < 0.7 * plain["landmarks"][0]
+assert plain["first"][0] > 1.5 * aligned["first"][0] and plain["first"][1] > 1.5 * aligned["first"][1]
 
 # %% [markdown]
 # *A dot is a pair, a bar the mean, green wins its panel.* How to read it:
 #
 # - Where the film begins in the photo's pose, *relative* is right in place and in shape. A start that is searched by landmarks is
 #   nearly as good, one searched by the model's points is worse.
-# - Where the photo has a pose of its own, *relative* keeps shape and loses place: it leaves the head where the photo has it, while
-#   the truth puts it where the film has it. Nobody who watches the film would call that an error.
-# - *avd* needs no start and is in between.
-# - *standard* finds the place and has the wrong face.
+# - Where the photo has a pose of its own, *relative* loses place: it leaves the head where the photo has it, while the truth puts
+#   it where the film has it. Nobody who watches the film would call that an error. It loses shape, too, because movement is
+#   counted from another pose, and that can be seen.
+# - *avd* needs no start. It finds the place as *standard* does, with a face that is a little nearer to the photo's in *aligned*.
+# - *standard* finds the place and has the film's face.
 #
 # So the rule: *relative* where `same_pose` finds a start, *avd* or *standard* where it finds none.
 # (`minimodel evaluate --data cross-aligned cross-plain` measures all twenty pairs, with all frames.)

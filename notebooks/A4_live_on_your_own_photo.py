@@ -14,9 +14,15 @@
 # ---
 
 # %% [markdown]
-# # Appendix 4. Live, on your own photo
-#
-# **Question.** What does the model do with a photo of yours, and how long does a frame take?
+# # A4 · Live, on your own photo
+
+# %% jupyter={"source_hidden": true}
+from minimodel import show
+
+show.system_map("landmarks", "coarse flow", "decoder", "transfer")
+
+# %% [markdown]
+# **The question.** What does the model do with a photo of yours, and how long does a frame take?
 #
 # **You need** nothing but a photo of one face, seen from the front. The notebooks that build the parts are 5 (a face that
 # moves by landmarks), 8 (what paints), and 10 (from one person to another).

@@ -75,6 +75,7 @@ TAUGHT = (
 # What notebooks use without saying its name.
 WITHOUT_A_CELL = {
     # Networks of others, which are downloaded; their own tests hold them.
+    "evaluation/metrics": {"landmark_error"},  # between two people, as `evaluate` prints it
     "evaluation/inception": {"Inception", "load_inception"},
     "evaluation/lpips": {"AlexNet", "VGG16", "load_lpips"},
     "features": {"FaceTasks"},  # what trains the features; it isn't kept

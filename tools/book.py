@@ -100,7 +100,10 @@ def hold_widgets_still(notebook: nbformat.NotebookNode) -> None:
         for output in cell.get("outputs", []):
             if WIDGET_VIEW not in output.get("data", {}):
                 continue
-            children = state[output.data[WIDGET_VIEW]["model_id"]]["state"]["children"]
+            children = state[output.data[WIDGET_VIEW]["model_id"]]["state"].get("children")
+            if children is None:  # a button: on a page there is nothing to press
+                output.data = {"text/html": "<p><small>(in Jupyter here is a button)</small></p>"}
+                continue
             parts = [state[child.removeprefix("IPY_MODEL_")] for child in children]
             values = [
                 f"{part['state']['description']} {value(part['state'])}"
@@ -139,10 +142,10 @@ def first_picture(notebook: nbformat.NotebookNode) -> bytes:
 
 def first_sentence(text: str) -> str:
     """
-    >>> first_sentence("What moves? And how.")
+    >>> first_sentence("The question. What moves? And how.")
     'What moves?'
     """
-    return re.match(r".*?[.?!](?=\s|$)", " ".join(text.split()))[0]
+    return re.match(r".*?[.?!](?=\s|$)", " ".join(text.removeprefix("The question.").split()))[0]
 
 
 if __name__ == "__main__":
