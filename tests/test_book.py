@@ -93,6 +93,15 @@ def test_pages_hold_all_pictures_formulas_and_widgets(built):
         assert not any("\\" in formula.text for formula in maths)  # no command that wasn't understood
 
 
+def test_code_that_notebooks_hide_is_folded(built):
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        hidden = [c for c in nbformat.read(path, 4).cells if c.metadata.get("jupyter", {}).get("source_hidden")]
+        page = BeautifulSoup((built / f"{path.stem}.html").read_text(), "html.parser")
+        folded = [d for d in page.find_all("details") if d.select(".jp-Cell-inputWrapper")]
+        assert len(folded) == len(hidden)
+        assert all(cell.source.split()[-1] in details.text for cell, details in zip(hidden, folded, strict=True))
+
+
 def test_a_fraction_and_a_list_in_a_widget():
     assert "<mfrac>" in book.markdown(r"half is $\frac{1}{2}$, and `$x$` stays code")
     assert "<code>$x$</code>" in book.markdown(r"half is $\frac{1}{2}$, and `$x$` stays code")

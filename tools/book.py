@@ -39,6 +39,8 @@ h2 {{ font-size: 1.1rem; margin: 0.5rem 0; }}
 <ol>
 {}</ol></body></html>
 """
+# Pictures as wide as the page at most, and long lines of code broken rather than cut.
+FITTING = ".jp-OutputArea-output img { max-width: 100%; height: auto } .highlight pre { white-space: pre-wrap }"
 ENTRY = """<li><a href="{page}"><img src="{picture}" alt=""><h2>{title}</h2></a><p>{sentence}</p></li>
 """
 
@@ -70,6 +72,8 @@ def build(output: Path) -> list[Path]:
         for script in page.find_all("script"):
             script.decompose()
         linked |= lead_links_home(page)
+        fold_hidden_code(page, notebook)
+        page.head.append(BeautifulSoup(f"<style>{FITTING}</style>", "html.parser"))
         page.title.string = page.h1.get_text()
         pages.append(output / f"{path.stem}.html")
         picture = first_picture(notebook)
@@ -114,6 +118,17 @@ def hold_widgets_still(notebook: nbformat.NotebookNode) -> None:
             text = f"<p><small>{escape(', '.join(values))} (in Jupyter these can be moved)</small></p>"
             text += "".join(f'<img alt="" src="data:image/png;base64,{picture}">' for picture in pictures)
             output.data = {"text/html": text}
+
+
+def fold_hidden_code(page: BeautifulSoup, notebook: nbformat.NotebookNode) -> None:
+    """Fold the code that a notebook hides: drawings and checks, of which a reader wants the results."""
+    for cell, box in zip(notebook.cells, page.select(".jp-Cell"), strict=True):
+        if cell.metadata.get("jupyter", {}).get("source_hidden"):
+            details, summary = page.new_tag("details"), page.new_tag("summary")
+            summary.string = (
+                cell.source.splitlines()[0].removeprefix("# ") if "check" in cell.metadata.get("tags", []) else "Code"
+            )
+            box.select_one(".jp-Cell-inputWrapper").wrap(details).insert(0, summary)
 
 
 def value(state: dict) -> str:
