@@ -101,9 +101,12 @@ show.crisp(figure, photographs=True)
 #
 # $$H(z) = \exp\left(-\tfrac{1}{2v} \|z - p\|^2\right).$$
 #
-# `HeatmapNetwork` is two hourglasses in a row. The second sees the heatmaps of the first and may mend them. Both answer
-# in training. That is the plan of FAN, the *face alignment network* that S2D starts from (**paper**; FAN stacks four).
-# All 4 × 4 pixels of a place enter as channels (**ours**). Attributes have the package's names:
+# `HeatmapNetwork` is two hourglasses in a row, the plan of FAN, the *face alignment network* that S2D starts from (**paper**; FAN
+# stacks four). The picture, in $[0, 1]$, is scaled to $[-1, 1]$. All 4 × 4 pixels of a place enter as channels (**ours**,
+# `nn.PixelUnshuffle`), and a block makes 48 of them. Each hourglass (base 24, three levels, at most 96 channels) has a head, a
+# 1 × 1 convolution to 74 logits. Features and logits of the first, in this order, pass a 1 × 1 convolution back to 48 channels,
+# which is added to what the first hourglass got: the input of the second. Both heads have a loss in training; the second one's
+# heatmaps are read. Attributes have the package's names:
 
 
 # %%
@@ -316,7 +319,7 @@ print(f"the maximum is nearer at this point in {nearer[:, CORNER].float().mean()
 print(f"over all points and frames in {nearer.float().mean():.0%}")
 
 # %% [markdown]
-# **The mean isn't always nearer to the truth.** In frames 3 to 9 this corner is at 85, and the heatmap's hill lies at 87.
+# **The mean isn't always nearer to the truth.** In frames 3 to 7 this corner is at 85, and the heatmap's hill lies at 87.
 # The mean passes the hill's place on. The maximum rounds it to a pixel's centre, 85.5, and is nearer by luck. So the mean
 # doesn't mend a hill that lies in the wrong place: that is the bias of the table. Its gain is that the error stays the
 # same from frame to frame, while the maximum's jumps.
@@ -583,7 +586,7 @@ assert taught["labels and film"][3] < 0.8 * taught["film alone"][3]
 # | S2D Eq. 9 | *How much does it tremble?* | [`metrics.sms`](../minimodel/evaluation/metrics.py) |
 # | Lucas-Kanade (SBR) | *One step of Lucas-Kanade* | [`landmarks.lucas_kanade`](../minimodel/landmarks.py) |
 # | registration loss (SBR) | *The registration loss* | [`landmarks.registration_loss`](../minimodel/landmarks.py) |
-# | S2D Eq. 1 to 3 | [notebook 5](05_landmark_motion.ipynb) | [`landmark_motion`](../minimodel/landmark_motion.py) |
+# | S2D Eq. 3 and 7 | [notebook 5](05_landmark_motion.ipynb) | [`landmark_motion`](../minimodel/landmark_motion.py) |
 # | S2D Eq. 4 to 8 | [notebook 9a](09a_what_a_loss_sees.ipynb) | [`losses`](../minimodel/losses.py) |
 #
 # **Open.** Why do some hills lie beside the truth, and could training move them? A longer training on film would show how

@@ -39,8 +39,8 @@ show.system_map("landmarks", "coarse flow")
 # landmarks $l_1 \dots l_{74}$ of both frames in one vector of 148 numbers. A superscript that counts frames is left
 # out.
 #
-# Three of S2D's equations are built elsewhere. Eq. 1 is the warp of notebook 1, Eq. 2 the blend of notebook 8, and
-# Eq. 4 to 6 are losses of notebook 9a. This notebook builds Eq. 3 and Eq. 7.
+# S2D's other equations are built elsewhere: Eq. 1 is the warp of notebook 1, Eq. 2 a blend that notebook 8 compares with its own,
+# Eq. 4 to 6 and 8 are losses of notebook 9a. This notebook builds Eq. 3 and Eq. 7.
 
 # %%
 from dataclasses import replace
@@ -235,8 +235,8 @@ axis.set_axis_off()
 show.crisp(figure)
 
 # %% [markdown]
-# *The global branch of the preset `tiny`. Blue goes down, orange goes up; dotted lines are skip connections, which join
-# behind each plus.* The whole of it (names of attributes are the package's, so that its weights fit):
+# *The global branch of the preset `tiny`; only local branches have the logit. Blue goes down, orange goes up; dotted lines are
+# skip connections, which are concatenated behind the features after each plus.* The whole of it (names of attributes are the package's, so that its weights fit):
 
 
 # %%
@@ -563,7 +563,7 @@ def pixels_that_move(source, driving, parts):
 
 # %% [markdown]
 # To test the paper's sentence we train two networks for one person, with the boxes and without. Their data are 64 pictures:
-# 16 states of the head with four gazes each. Half of the training pairs differ in gaze alone. The loss is the L1 distance of
+# 16 states of the head with four gazes each. Half of the training pairs differ in gaze at most. The loss is the L1 distance of
 # warped source and driving frame. The test has states and gazes that weren't in the data.
 
 
@@ -622,9 +622,9 @@ assert gaze["with three boxes"][0] > 0.5 and gaze["with three boxes"][1] < 0.7 *
 assert gaze["one branch"][0] < 0.6 * gaze["with three boxes"][0]
 
 # %% [markdown]
-# *The paper's sentence holds: in the same number of steps one branch learns little of the gaze, and the boxes most of it.* An
-# iris covers some twenty pixels of four thousand, so the mean over the picture hardly changes with it. In a box it covers
-# twenty of 256.
+# *The paper's sentence holds: in the same number of steps one branch learns little of the gaze, and the boxes most of it.* The
+# loss is the same for both. A box's branch works at the picture's full resolution, where the global one sees half of it, and has
+# only an eye to explain: landmarks of that eye, in the box's own coordinates.
 #
 # ## Equation 7: a loss without a gradient
 #
@@ -723,7 +723,7 @@ figure.colorbar(scale, ax=figure.axes, fraction=0.02, aspect=40, pad=0.02, label
 show.crisp(figure, photographs=True)
 
 # %% [markdown]
-# *Gaze, lids and brows arrive, somewhat blurred. Two errors remain. The opened mouth is a stretched lip. Where the head
+# *Gaze, lids and brows arrive, blurred and not to the pixel. Two larger errors remain. The opened mouth is a stretched lip. Where the head
 # turns, hair and ear come into view that the photo hides, and the warp fills these places with what lies beside them.*
 #
 # How much of each motion arrives, over 16 strangers? By the global branch of the network alone, by all four branches, and by all

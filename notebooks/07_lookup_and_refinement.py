@@ -321,7 +321,7 @@ print(f"shifted by 4 pixels: {curves[4][0]:.1f} pixels off, after three steps {f
 print(f"not shifted: {curves[0][0]:.1f} pixels off, after three steps {curves[0][-1]:.1f}")
 
 # %% [markdown]
-# **Verdict.** Volume and lookup work: no weights, one step, and most of a shift is gone. And they have a floor. The volume's
+# **Verdict.** Volume and lookup work: without further weights, one step takes off most of a shift of up to 16 pixels. And they have a floor. The volume's
 # cells are four pixels wide, and what it knows by itself is less exact than the coarse flow of this model. So a network that
 # reads the patches must *add* the volume's evidence to the coarse flow, where the coarse flow is wrong, and keep the rest. That
 # is the updater's task, and with this prior it is a small one.
@@ -686,7 +686,7 @@ show.crisp(figure)
 
 # %% [markdown]
 # **Verdict.** After some seconds of lessons the same network repairs most of a shift. With another pair's scores it repairs much
-# less. What it still repairs then, it reads off the flow itself: a shifted flow moves the wall, and walls stand still. The price
+# less. What it still repairs then, it reads off the flow itself: a shifted flow moves the wall, and the wall's flow is the same everywhere. The price
 # is the unspoilt flow, which this quick pupil makes worse; the shipped updater, trained for long on the real task, doesn't.
 
 # %% jupyter={"source_hidden": true} tags=["check"]
@@ -745,7 +745,7 @@ show.playground(look, scale=IntSlider(1, min=1, max=3), row=row, column=column)
 #
 # ## Exercises
 #
-# 1. *(easy)* How many scores does a place get with $r = 2$ and $P = 2$?
+# 1. *(easy)* How many scores does a place get with $r = 2$ and $P = 2$? (The paper counts how often the volume is averaged: $L = P + 1$.)
 # 2. *(medium)* The published code centres level $l$ at $x / 2^l$. How far is that from our centre, in pixels of level $l$?
 # 3. *(builds)* Write `follow_levels`: the compass on level 1 first, then on level 0. It should repair the shift of 32 pixels
 #    better than level 0 alone.
