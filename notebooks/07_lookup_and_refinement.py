@@ -647,7 +647,7 @@ for step in range(90):
     lesson = other_half[torch.randint(32, (8,), generator=generator)]
     start = spoilt(lesson.flows[0], 8 * torch.rand(8, 1, 1, 1, generator=generator), seed=step)
     found = refine(taught, lesson, start)[0]
-    loss = flow_loss(found[:3], lesson.flow, lesson.visible)
+    loss = flow_loss([start, *found[:3]], lesson.flow, lesson.visible)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
