@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minimodel.data import synthetic
+from minimodel.data.framing import center_crop_resize
 from minimodel.data.pairs import FrameCache, step_generator
 from minimodel.data.video import find_clips
 from minimodel.errors import MinimodelError, check_positive
@@ -108,10 +109,11 @@ class Neighbours:
         pairs = []
         for clip, place, turn in zip(clips, *torch.rand(2, count, generator=generator).tolist()):
             first = int(place * (len(self.cache.clips[clip]) - 1))
-            pairs.append(self.cache.several(clip, [first + (turn < 0.5), first + (turn >= 0.5)]))
+            frames = self.cache.several(clip, [first + (turn < 0.5), first + (turn >= 0.5)])
+            pairs.append(center_crop_resize(frames / 255, SIZE))  # small films are kept small
         # A mild change of place: the same film falls onto other grids of heatmap pixels.
         places = random_places(count, generator, zoom=(0.8, 1.2), rotation=0.2)
-        start, end = torch.stack(pairs, dim=1) / 255
+        start, end = torch.stack(pairs, dim=1)
         return move_picture(start, places), move_picture(end, places)
 
 
