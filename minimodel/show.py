@@ -5,6 +5,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import matplotlib
@@ -115,7 +116,7 @@ def crisp(figure: Figure, *, photographs: bool = False) -> None:
 
     file = io.BytesIO()
     kind = "jpeg" if photographs else "png"
-    options = dict(pil_kwargs=dict(quality=80)) if photographs else {}
+    options: dict[str, Any] = dict(pil_kwargs=dict(quality=80)) if photographs else {}
     figure.savefig(file, format=kind, dpi=200, bbox_inches="tight", facecolor="white", **options)
     plt.close(figure)  # or it would be shown a second time, when the cell ends
     height, width = iio.imread(file.getvalue()).shape[:2]

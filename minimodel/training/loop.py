@@ -247,8 +247,8 @@ def train(
     watched: Sequence[str] = config.evaluate or ()
     if sources is None:
         watched = held_out(config.data) if config.evaluate is None else config.evaluate
-        changes = config.augmentation if config.augment else None
-        sources = open_sources(config.data, size, changes, strict=config.strict, memory=int(config.memory * 1e9))
+        augmentation = config.augmentation if config.augment else None
+        sources = open_sources(config.data, size, augmentation, strict=config.strict, memory=int(config.memory * 1e9))
     stream = PairStream(
         sources,
         size,
