@@ -421,6 +421,8 @@ def test_a_model_of_a_higher_resolution_begins_with_the_inner_levels_of_a_lower_
     assert torch.allclose(one.coarse.flow, other.coarse.flow, atol=1e-5)
     with pytest.raises(ValueError, match="other sizes"):
         loop.begin_with(AnimationModel.from_preset("portrait"), "tiny")
+    with pytest.raises(ValueError, match="other sizes"):
+        loop.begin_with(AnimationModel.from_preset("portrait", prior="tokens", generator="residual"), "tiny")
 
 
 def test_landmarks_move_a_larger_picture_as_they_move_a_smaller_one(tmp_path):

@@ -172,7 +172,7 @@ def is_outer(name: str, outer: int, model: AnimationModel) -> bool:
         return False
     if part == "down":
         return int(level) < outer
-    return part in ("first", "last") or int(level) >= inner
+    return part in ("first", "last") or (level.isdigit() and int(level) >= inner)
 
 
 def describe(model: AnimationModel) -> str:
