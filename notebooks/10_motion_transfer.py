@@ -348,7 +348,8 @@ assert errors[by["landmarks"].argmin()] < errors.mean()
 
 # %% [markdown]
 # *A bad start shifts the whole film by the difference of two poses. The start with the smallest distance of landmarks has the
-# smallest error. The distance of the model's points is a weaker hint, as two people in one pose have different points, too.*
+# smallest error. The distance of the model's points finds it here, too; over the eight pairs below it does a little worse, as two
+# people in one pose have different points.*
 #
 # ## avd: learn what shape is
 #
