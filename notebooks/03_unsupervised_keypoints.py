@@ -509,7 +509,8 @@ axis.legend(fontsize=8)
 show.crisp(figure)
 
 # %%
-# NBVAL_IGNORE_OUTPUT: the last digits of a training depend on the processor.
+# NBVAL_IGNORE_OUTPUT
+# The last digits of a training depend on the processor.
 torch.manual_seed(0)
 untrained = KeypointDetector(10, fold=4, base=16, levels=2, maximum=64, norm="group").eval()
 with torch.no_grad():
@@ -604,7 +605,8 @@ show.crisp(figure, photographs=True)
 # best of the eleven part flows of notebook 1. It says what the points are worth. All but slip are in pixels of 64.
 
 # %%
-# NBVAL_IGNORE_OUTPUT: the last digits of a training depend on the processor.
+# NBVAL_IGNORE_OUTPUT
+# The last digits of a training depend on the processor.
 names = ("skin", "nose", "brows", "eyes", "upper lip", "lower lip")
 parts = torch.tensor([synthetic.PARTS.index(name) for name in names])
 face = torch.isin(synthetic.parsing(driving, SIZE), parts)[:, None] & visible.bool()

@@ -520,7 +520,8 @@ def teach(*, with_labels, with_film, steps=30):
 
 
 # %%
-# NBVAL_IGNORE_OUTPUT: the last digits of a training depend on the processor.
+# NBVAL_IGNORE_OUTPUT
+# The last digits of a training depend on the processor.
 networks = {
     "before": network,
     "labels alone": teach(with_labels=True, with_film=False),

@@ -653,7 +653,8 @@ for step in range(90):
     optimizer.step()
 
 # %%
-# NBVAL_IGNORE_OUTPUT: after ninety steps of training, machines differ in the second digit.
+# NBVAL_IGNORE_OUTPUT
+# After ninety steps of training, machines differ in the second digit.
 rows = {}
 with torch.no_grad():
     for pixels in (0, 4, 8):

@@ -144,7 +144,8 @@ crisp(draw_pictures({"moved": torch.stack(frames)}, columns=list(changes), side=
 
 
 # %%
-# NBVAL_IGNORE_OUTPUT: the title is a time.
+# NBVAL_IGNORE_OUTPUT
+# The title is a time.
 def timed_frame(points: torch.Tensor) -> tuple[torch.Tensor, str]:
     """A frame for these landmarks, and what it took: the model's part at 64 pixels, and moving the photo."""
     began = time.perf_counter()
@@ -190,7 +191,8 @@ drive = transfer.transfer("relative", model.encode_driving(landmarks=marks), who
 print(f"{len(film)} frames of {film.shape[-1]} pixels")
 
 # %%
-# NBVAL_IGNORE_OUTPUT: the title is a time.
+# NBVAL_IGNORE_OUTPUT
+# The title is a time.
 playground(
     lambda frame: draw(drive.points[frame : frame + 1]),
     frame=ipywidgets.IntSlider(min(20, len(film) - 1), min=0, max=len(film) - 1),

@@ -50,6 +50,12 @@ def test_at_most_two_cells_depend_on_the_machine(path):
     assert len(marked) <= 2
 
 
+def test_a_mark_stands_alone_on_its_line(path):
+    """nbval reads a comment with more words in it as an ordinary one, and compares the outputs after all."""
+    lines = [line for cell in nbformat.read(path, 4).cells for line in cell.source.splitlines() if MARK.search(line)]
+    assert all(MARK.fullmatch(line.removeprefix("# ")) for line in lines)
+
+
 # Modules that are there for the command line, and the renderer's inner parts, aren't what the course teaches.
 TAUGHT = (
     *("warping", "affine", "tps", "keypoints", "tokens", "landmarks", "landmark_motion", "dense_motion", "correlation"),
