@@ -72,7 +72,7 @@ film = grainy(clean, 1)
 # %% [markdown]
 # ## The 74 points
 #
-# Our film shows somebody whom no training has seen, with some grain. The renderer knows its landmarks. 68 of them are
+# Our film shows somebody whom the shipped detector's training hasn't seen, with some grain. The renderer knows its landmarks. 68 of them are
 # those of the iBUG annotation. S2D adds six and names two, the pupils (**paper**). Our other four are the middles of the
 # lids (**ours**). Right and left are the subject's.
 
@@ -337,7 +337,8 @@ print(f"over all points and frames in {nearer.float().mean():.0%}")
 #
 # $$d \leftarrow d - \Big(\sum_u J J^\top + \varepsilon I\Big)^{-1} \sum_u J\, r .$$
 #
-# The damping $\varepsilon$ keeps a patch without texture where it is, because its sum of $J J^\top$ has no inverse.
+# The damping $\varepsilon$ is there for a patch without texture: its sum of $J J^\top$ has no inverse. With the damping the
+# patch stays where it is, as its sum of $J r$ is zero.
 
 
 # %%
@@ -489,7 +490,8 @@ assert torch.allclose(ours, package.registration_loss(film[:1], film[1:2], p_mea
 # %% [markdown]
 # ## Teach it, with labels and without
 #
-# 48 other rendered faces have labels. The film has none: its truth only measures. Three copies of the shipped network
+# 48 other rendered faces have labels. The film's landmarks aren't used in training, only to
+# measure. Three copies of the shipped network
 # learn for thirty steps each: from labels alone, from labels and film, from film alone. Points are found in frames with
 # new grain each time, and carried over in the film as it is.
 
@@ -554,7 +556,8 @@ assert taught["labels and film"][1] < 0.97 * min(taught["before"][1], taught["la
 assert taught["labels and film"][3] < 0.8 * taught["film alone"][3]
 
 # %% [markdown]
-# **The film calms the points; labels alone don't.** The gain is small, since the shipped network has been through both
+# **The film calms the points; labels alone don't.** Both are measured on this film, with grain that no training saw. The
+# gain is small, since the shipped network has been through both
 # losses already. **The film alone calms them most and leads them astray**: the registration loss only asks that two
 # detections agree. Labels say where. It is the collapse of notebook 3 again: a loss of agreement needs a second loss
 # that says what the points are.
@@ -567,7 +570,8 @@ assert taught["labels and film"][3] < 0.8 * taught["film alone"][3]
 #
 # - It looks twice at the eyes (**ours**). A pupil is hardly wider than a heatmap's pixel, so a smaller network of the same
 #   kind reads a close-up of each eye. `LandmarkDetector.look_closer` does it.
-# - It knows when there is no face (**ours**): `confidence` is the share of the heatmaps within two pixels of their points.
+# - It knows when there is no face (**ours**): `confidence` is how much of each heatmap's sum lies
+#   within two heatmap pixels of its point.
 # - It was trained on faces that were moved, mirrored, covered and blurred, see
 #   [`training/landmarks.py`](../minimodel/training/landmarks.py). `minimodel find-landmarks film.mp4` writes the points of
 #   your own film.
@@ -578,7 +582,7 @@ assert taught["labels and film"][3] < 0.8 * taught["film alone"][3]
 # - **The paper says** FAN plus DSNT plus the registration loss lower the SMS from 115 to 61 to 51.
 # - **Its code**: we know of none for S2D. FAN's code moves the maximum by a quarter of a pixel.
 # - **We chose** a small FAN on 128 pixels, a cross entropy of heatmaps, the close-ups of the eyes.
-# - **We measured** that the mean removes most trembling, but keeps a bias, and that film alone isn't enough.
+# - **We measured** that the mean trembles little more than half as much as the maximum, but keeps a bias, and that film alone isn't enough.
 #
 # | Equation | Cell | Module |
 # |---|---|---|
@@ -588,7 +592,7 @@ assert taught["labels and film"][3] < 0.8 * taught["film alone"][3]
 # | Lucas-Kanade (SBR) | *One step of Lucas-Kanade* | [`landmarks.lucas_kanade`](../minimodel/landmarks.py) |
 # | registration loss (SBR) | *The registration loss* | [`landmarks.registration_loss`](../minimodel/landmarks.py) |
 # | S2D Eq. 3 and 7 | [notebook 5](05_landmark_motion.ipynb) | [`landmark_motion`](../minimodel/landmark_motion.py) |
-# | S2D Eq. 4 to 8 | [notebook 9a](09a_what_a_loss_sees.ipynb) | [`losses`](../minimodel/losses.py) |
+# | S2D Eq. 4 to 6 and 8 | [notebook 9a](09a_what_a_loss_sees.ipynb) | [`losses`](../minimodel/losses.py) |
 #
 # **Open.** Why do some hills lie beside the truth, and could training move them? A longer training on film would show how
 # far the SMS of the error can fall.

@@ -39,8 +39,8 @@ show.system_map("landmarks", "coarse flow")
 # landmarks $l_1 \dots l_{74}$ of both frames in one vector of 148 numbers. A superscript that counts frames is left
 # out.
 #
-# S2D's other equations are built elsewhere: Eq. 1 is the warp of notebook 1, Eq. 2 a blend that notebook 8 compares with its own,
-# Eq. 4 to 6 and 8 are losses of notebook 9a. This notebook builds Eq. 3 and Eq. 7.
+# S2D's other equations are built elsewhere: Eq. 1 is the warp of notebook 1, Eq. 2 the blend of moved and painted
+# picture, which notebook 8 builds beside MRFA's gates, Eq. 4 to 6 and 8 are losses of notebook 9a. This notebook builds Eq. 3 and Eq. 7.
 
 # %%
 from dataclasses import replace
@@ -158,7 +158,8 @@ show.crisp(show.draw_pictures({"statistics of": others, "AdaIN of S": recoloured
 # $$h \leftarrow h + W\,(D_{lm} - S_{lm}).$$
 #
 # **Paper**: the sentence above, without a size of $W$. **Ours**: the product is a small map of places, resized to $h$. One
-# number for a whole channel wouldn't do, as the next normalisation would remove it (exercise 3). **Ours** as well: a
+# number for a whole channel would hardly do: the next normalisation removes it, except at the picture's borders
+# (exercise 3). **Ours** as well: a
 # constant gain of 10, because a pupil moves by hundredths of the picture, and a layer with such small inputs learns slowly.
 
 
@@ -236,7 +237,7 @@ show.crisp(figure)
 
 # %% [markdown]
 # *The global branch of the preset `tiny`; only local branches have the logit. Blue goes down, orange goes up; dotted lines are
-# skip connections, which are concatenated behind the features after each plus.* The whole of it (names of attributes are the package's, so that its weights fit):
+# skip connections, which are concatenated behind the features after each plus but the first.* The whole of it (names of attributes are the package's, so that its weights fit):
 
 
 # %%
@@ -408,7 +409,8 @@ def combine_boxes(f_G, f_L, m_L, c_S, c_D):  # (B, 2, 64, 64), (B, 3, 2, 16, 16)
 
 # %% [markdown]
 # Three branches without a network show what a box can say. The first turns its box by 40 degrees, the second says
-# nothing, the third halves its box. The global flow is zero.
+# nothing, the third shrinks what is in its box to half the
+# size. The global flow is zero.
 
 # %% jupyter={"source_hidden": true}
 q = identity_grid(16, 16)
@@ -563,7 +565,8 @@ def pixels_that_move(source, driving, parts):
 
 # %% [markdown]
 # To test the paper's sentence we train two networks for one person, with the boxes and without. Their data are 64 pictures:
-# 16 states of the head with four gazes each. Half of the training pairs differ in gaze at most. The loss is the L1 distance of
+# 16 states of the head with four gazes each. In half of the training pairs both pictures show the same
+# state, so that nothing but the gaze differs. The loss is the L1 distance of
 # warped source and driving frame. The test has states and gazes that weren't in the data.
 
 
@@ -761,7 +764,7 @@ assert shares["head"][0] > 0.6 and all(errors[name][1] < errors[name][3] for nam
 assert shares["brows"][2] < 0.7 * shares["brows"][1]
 
 # %% [markdown]
-# *Four branches reproduce most of each motion. The head is the global branch's work; gaze, lids and brows are the boxes'. Lids
+# *Gaze, lids and brows arrive for the most part. The head is the global branch's work; gaze, lids and brows are the boxes'. Lids
 # have the largest error for their motion: their skin unfolds from a crease of two pixels. With found landmarks the brows
 # lose most of what they had: the detector sees raised brows too low, so the network is told too little.*
 #
@@ -806,7 +809,7 @@ show.playground(draw, **{name: FloatSlider(STARTS[name], min=a, max=b, step=0.05
 # | Eq. 3 | "Equation 3", "The whole network" | `landmark_motion.combine_local_flows`, `.LandmarkMotion` |
 # | Eq. 4, perceptual loss; Eq. 5, 6, adversarial losses; Eq. 8, their sum | notebook 9a | `losses`, `training.objective` |
 # | Eq. 7, parsing loss | "Equation 7" | `losses.parsing_loss` |
-# | Eq. 9, smoothness of landmarks | notebook 4 | `landmarks` |
+# | Eq. 9, smoothness of landmarks | notebook 4 | `metrics.sms` |
 # | Table 4, ablation of the layers | notebook 11 | `minimodel ablate s2d-4` |
 #
 # **Open**: raised brows under found landmarks; teeth; what a larger box would give. To train it yourself:
