@@ -18,7 +18,6 @@ from torch import Tensor
 
 from minimodel.errors import MinimodelError, choose
 from minimodel.saving import whole_file
-from minimodel.system_map import system_map as system_map
 from minimodel.warping import identity_grid, resize_flow, to_pixels
 
 

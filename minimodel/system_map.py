@@ -1,6 +1,6 @@
 """A drawing of the whole system, as SVG: networks, the tensors between them, and the losses that train them.
 
-Notebook: ``notebooks/00_start_here.ipynb``.
+Notebooks: all open with it; ``tools/draw_maps.py`` writes the files.
 """
 
 import re
@@ -130,27 +130,14 @@ ARROWS = (
 )
 
 
-class Drawing:
-    """An SVG drawing that notebooks show; ``text`` is its source."""
-
-    def __init__(self, text: str, name: str):
-        self.text, self.name = text, name
-
-    def _repr_svg_(self) -> str:
-        return self.text
-
-    def __repr__(self) -> str:
-        return self.name  # without the object's address, so that the output is the same in every run
-
-
-def system_map(*lit: str) -> Drawing:
-    """Draw the whole system with the parts ``lit`` in colour and the others pale; without any, all are lit.
+def system_map(*lit: str) -> str:
+    """Draw the whole system as SVG, with the parts ``lit`` in colour and the others pale; without any, all are lit.
 
     Shapes are those of the weights `tiny`: pictures of 64 pixels, a coarse flow of 16 x 16, h = w = 8, 16, 32,
     64 in refinement and generator; K = 20 points. An unknown part raises a `MinimodelError`.
 
-    >>> system_map("points", "coarse flow")
-    system map: points, coarse flow
+    >>> system_map("points", "coarse flow").splitlines()[1]
+    '<title>The system; lit: points, coarse flow</title>'
     """
     for name in lit:
         check_choice("part of the map", name, PARTS)
@@ -171,7 +158,7 @@ def system_map(*lit: str) -> Drawing:
         _legend(),
         "</svg>",
     ]
-    return Drawing("\n".join(pieces), f"system map: {', '.join(names)}")
+    return "\n".join(pieces)
 
 
 def _text(x: Number, y: Number, words: str, colour: str, *, size: int = 13, anchor: str = "middle", bold=False) -> str:

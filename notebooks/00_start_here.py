@@ -18,24 +18,9 @@
 #
 # How can one still photo be made to move like the person in a film? This course builds the whole answer: every network
 # in plain PyTorch, every equation from its paper, every claim checked against faces whose motion is known exactly.
-
-# %%
-from dataclasses import replace
-
-import matplotlib.pyplot as plt
-import torch
-from ipywidgets import FloatSlider
-
-# This notebook is a tour and uses the finished package. Every later notebook builds what it uses.
-from minimodel import show, transfer
-from minimodel.data import synthetic
-from minimodel.evaluation import metrics
-from minimodel.model import AnimationModel
-from minimodel.warping import flow_to_pixels, resize_flow, warp
-
-show.system_map()
-
-# %% [markdown]
+#
+# ![The map of the system: source and driving picture on the left, twelve parts with the tensors between them, the rendered picture and its losses on the right. All parts are in colour.](maps/00.svg)
+#
 # *The map of the whole system. The source $S$ and the driving frame $D$ come in on the left, the rendered picture
 # $\hat D$ goes out on the right. Every later notebook opens with this map, its own part in colour.*
 #
@@ -52,7 +37,22 @@ show.system_map()
 # ([arXiv 2203.14367](https://arxiv.org/abs/2203.14367)), **TPSM**; *Sparse to Dense Motion Transfer for Face Image
 # Animation* ([arXiv 2109.00471](https://arxiv.org/abs/2109.00471)), **S2D**. All three grew out of the *First Order
 # Motion Model for Image Animation* ([arXiv 2003.00196](https://arxiv.org/abs/2003.00196)), **FOMM**.
-#
+
+# %%
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import torch
+from ipywidgets import FloatSlider
+
+# This notebook is a tour and uses the finished package. Every later notebook builds what it uses.
+from minimodel import show, transfer
+from minimodel.data import synthetic
+from minimodel.evaluation import metrics
+from minimodel.model import AnimationModel
+from minimodel.warping import flow_to_pixels, resize_flow, warp
+
+# %% [markdown]
 # ## A photo that moves
 #
 # The source is a photo of one person, at rest. The driving film shows another person, who speaks. A renderer in this

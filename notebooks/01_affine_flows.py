@@ -17,13 +17,9 @@
 # # 1 · Affine flows: ten points move a whole face
 #
 # Can ten moving points say where each pixel of a whole face comes from?
-
-# %% jupyter={"source_hidden": true}
-from minimodel import show
-
-show.system_map("coarse flow")
-
-# %% [markdown]
+#
+# ![The map of the system: source and driving picture on the left, twelve parts with the tensors between them, the rendered picture and its losses on the right. In colour: coarse flow.](maps/01.svg)
+#
 # **You need** PyTorch, and [notebook 0](00_start_here.ipynb) for the rendered faces and the letters. **Time:** 40 minutes
 # to read, one to run.
 #
@@ -47,7 +43,7 @@ from matplotlib.patches import ConnectionPatch, FancyArrowPatch, Rectangle
 from torch import nn
 
 # The package's versions of what this notebook builds: first to compare with, then to use.
-from minimodel import affine
+from minimodel import affine, show
 from minimodel.data import synthetic
 from minimodel.dense_motion import DenseMotion as PackageDenseMotion
 from minimodel.model import AnimationModel  # where shipped weights come from

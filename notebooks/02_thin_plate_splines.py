@@ -17,13 +17,9 @@
 # # 2 · Thin-plate splines: parts that bend
 #
 # An affine part shifts, turns and stretches. Is a part that also *bends* better, and what does it cost?
-
-# %% jupyter={"source_hidden": true}
-from minimodel import show
-
-show.system_map("coarse flow")
-
-# %% [markdown]
+#
+# ![The map of the system: source and driving picture on the left, twelve parts with the tensors between them, the rendered picture and its losses on the right. In colour: coarse flow.](maps/02.svg)
+#
 # **You need** [notebook 1](01_affine_flows.ipynb): part flows, masks, the hourglass. **Time:** 40 minutes to read, one to
 # run.
 #
@@ -46,7 +42,7 @@ from scipy.interpolate import RBFInterpolator
 from torch import nn
 
 # The package's versions of what this notebook builds: first to compare with, then to use.
-from minimodel import tps
+from minimodel import show, tps
 from minimodel.affine import combine, with_background  # these two and the next two lines: built in notebook 1
 from minimodel.blocks import Hourglass
 from minimodel.data import synthetic

@@ -15,13 +15,9 @@
 
 # %% [markdown]
 # # 3 · Unsupervised keypoints: points that nobody labelled
-
-# %% jupyter={"source_hidden": true}
-from minimodel import show
-
-show.system_map("points")
-
-# %% [markdown]
+#
+# ![The map of the system: source and driving picture on the left, twelve parts with the tensors between them, the rendered picture and its losses on the right. In colour: points.](maps/03.svg)
+#
 # **The question.** Nobody has marked "point 7" in a million pictures. How can a network learn to find it?
 #
 # **You need** [notebook 1](01_affine_flows.ipynb) for the hourglass, the part flows and `DenseMotion`, and
@@ -45,7 +41,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.patches import FancyArrowPatch
 from torch import nn
 
-from minimodel import affine, losses
+from minimodel import affine, losses, show
 from minimodel import keypoints as package  # what this notebook builds, to compare with
 from minimodel.blocks import Hourglass  # of notebook 1
 from minimodel.data import synthetic  # the renderer

@@ -15,13 +15,9 @@
 
 # %% [markdown]
 # # 4 · Landmarks on video: points that hold still
-
-# %% jupyter={"source_hidden": true}
-from minimodel import show
-
-show.system_map("landmarks")
-
-# %% [markdown]
+#
+# ![The map of the system: source and driving picture on the left, twelve parts with the tensors between them, the rendered picture and its losses on the right. In colour: landmarks.](maps/04.svg)
+#
 # **The question.** A detector that looks at one frame at a time trembles on a film, even where it is accurate. How do its
 # points come to hold still?
 #
@@ -47,6 +43,7 @@ from matplotlib.patches import Rectangle
 from torch import nn
 
 from minimodel import landmarks as package  # shipped weights, and what this notebook builds, to compare with
+from minimodel import show
 from minimodel.blocks import ConvBlock, Hourglass  # of notebook 1
 from minimodel.data import synthetic  # the renderer
 from minimodel.evaluation import metrics

@@ -15,13 +15,9 @@
 
 # %% [markdown]
 # # 5 · Landmark motion: 74 landmarks move a face
-
-# %% jupyter={"source_hidden": true}
-from minimodel import show
-
-show.system_map("landmarks", "coarse flow")
-
-# %% [markdown]
+#
+# ![The map of the system: source and driving picture on the left, twelve parts with the tensors between them, the rendered picture and its losses on the right. In colour: landmarks, coarse flow.](maps/05.svg)
+#
 # **The question: can 74 landmarks say how every pixel moves, down to where somebody looks?** The network gets a photo
 # and two lists of landmarks. It gets no driving picture.
 #
@@ -52,6 +48,7 @@ import torch.nn.functional as F
 from ipywidgets import FloatSlider
 from torch import nn
 
+from minimodel import show
 from minimodel.affine import combine
 from minimodel.data import synthetic
 from minimodel.landmarks import LandmarkDetector

@@ -15,13 +15,9 @@
 
 # %% [markdown]
 # # 6 · Structure correlation: every place against every place
-
-# %% jupyter={"source_hidden": true}
-from minimodel import show
-
-show.system_map("structure")
-
-# %% [markdown]
+#
+# ![The map of the system: source and driving picture on the left, twelve parts with the tensors between them, the rendered picture and its losses on the right. In colour: structure.](maps/06.svg)
+#
 # **The question.** Which place of the source does each place of the driving frame come from, if nobody may assume that a
 # face consists of stiff parts?
 #
@@ -45,7 +41,7 @@ import torch.nn.functional as F
 from ipywidgets import Dropdown, IntSlider
 from torch import nn
 
-from minimodel import correlation, losses  # to compare with
+from minimodel import correlation, losses, show  # `show` draws; the others are there to compare with
 from minimodel.blocks import Hourglass  # built in notebook 1, like the functions of the next two lines
 from minimodel.data import synthetic
 from minimodel.keypoints import gaussian_heatmaps

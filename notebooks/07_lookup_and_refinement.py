@@ -15,13 +15,9 @@
 
 # %% [markdown]
 # # 7 · Lookup and refinement: correct a flow by the volume
-
-# %% jupyter={"source_hidden": true}
-from minimodel import show
-
-show.system_map("lookup", "update")
-
-# %% [markdown]
+#
+# ![The map of the system: source and driving picture on the left, twelve parts with the tensors between them, the rendered picture and its losses on the right. In colour: lookup, update.](maps/07.svg)
+#
 # **The question.** The volume of notebook 6 says where each place comes from. How does a network use it to correct the coarse
 # flow, and how much better does the flow get?
 #
@@ -46,7 +42,7 @@ import torch.nn.functional as F
 from ipywidgets import IntSlider
 from torch import nn
 
-from minimodel import correlation, losses, refinement  # to compare with
+from minimodel import correlation, losses, refinement, show  # `show` draws; the others are there to compare with
 from minimodel.correlation import volume  # built in notebook 6
 from minimodel.data import synthetic
 from minimodel.model import AnimationModel  # where the trained weights come from, and what ours are compared with

@@ -15,13 +15,9 @@
 
 # %% [markdown]
 # # 8 · The occlusion-gated U-Net: fetch what the source shows, paint what it doesn't
-
-# %% jupyter={"source_hidden": true}
-from minimodel import show
-
-show.system_map("encoder", "gates", "decoder")
-
-# %% [markdown]
+#
+# ![The map of the system: source and driving picture on the left, twelve parts with the tensors between them, the rendered picture and its losses on the right. In colour: encoder, gates, decoder.](maps/08.svg)
+#
 # **The question.** A flow can only *fetch*. If the source's mouth is shut there are no teeth to fetch. Who paints such places, and
 # who knows where they are?
 #
@@ -47,7 +43,7 @@ import torch.nn.functional as F
 from ipywidgets import FloatSlider
 from torch import nn
 
-from minimodel import losses  # to compare with
+from minimodel import losses, show  # `losses` is there to compare with, `show` draws
 from minimodel.blocks import ConvBlock, DownBlock, UpBlock  # built in notebook 1, like the next line's functions
 from minimodel.data import synthetic
 from minimodel.generator import InpaintingNetwork, ResidualGenerator, SourceEncoder  # for the last section
@@ -96,6 +92,7 @@ many_features, many_output = many.through(model)
 other_features, other_output = many.through(contrast)
 flows, logits = output.flows[1:], output.occlusions[1:]  # entry 0 is the coarse stage
 
+
 # %% [markdown]
 # ## The answer first
 #
@@ -103,9 +100,8 @@ flows, logits = output.flows[1:], output.occlusions[1:]  # entry 0 is the coarse
 # and dark where it paints. The last picture compares errors of colour: blue where the generated picture is nearer to the driving
 # frame than the source warped by the same flow, red where it is farther off.
 
+
 # %% jupyter={"source_hidden": true}
-
-
 def row_of(axes, pictures, titles=None):
     for axis, picture, title in zip(axes, pictures, titles or [None] * len(pictures)):
         picture = picture.detach().clamp(0, 1)

@@ -17,13 +17,9 @@
 # # 9a · What a loss sees
 #
 # The papers never tell a model the true motion: which number does it follow instead, and where does that number lead?
-
-# %% jupyter={"source_hidden": true}
-from minimodel import show
-
-show.system_map("losses")
-
-# %% [markdown]
+#
+# ![The map of the system: source and driving picture on the left, twelve parts with the tensors between them, the rendered picture and its losses on the right. In colour: losses.](maps/09a.svg)
+#
 # **You need** notebooks [0](00_start_here.ipynb), [1](01_affine_flows.ipynb) and [8](08_occlusion_gated_unet.ipynb).
 # **Minutes:** 30 to read, half a minute to run.
 #
@@ -47,7 +43,7 @@ import torch.nn.functional as F
 from skimage.filters import gaussian
 from torch import nn
 
-from minimodel import losses
+from minimodel import losses, show
 from minimodel.data import synthetic
 from minimodel.evaluation import benchmark, metrics
 from minimodel.features import VGG19, FaceFeatures, load_features

@@ -17,13 +17,9 @@
 # # 9b · What a table hides
 #
 # Every number in a paper's table can be won by pictures that nobody wants: which numbers, side by side, can be trusted?
-
-# %% jupyter={"source_hidden": true}
-from minimodel import show
-
-show.system_map("losses")
-
-# %% [markdown]
+#
+# ![The map of the system: source and driving picture on the left, twelve parts with the tensors between them, the rendered picture and its losses on the right. In colour: losses.](maps/09b.svg)
+#
 # **You need** notebooks [0](00_start_here.ipynb), [1](01_affine_flows.ipynb) and [9a](09a_what_a_loss_sees.ipynb).
 # **Minutes:** 30 to read, half a minute to run.
 #
@@ -71,6 +67,7 @@ import torch.nn.functional as F
 from ipywidgets import Dropdown, FloatSlider
 from skimage.filters import gaussian
 
+from minimodel import show
 from minimodel.data import synthetic
 from minimodel.evaluation import benchmark, metrics
 from minimodel.evaluation.assessors import (

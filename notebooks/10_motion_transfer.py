@@ -15,13 +15,9 @@
 
 # %% [markdown]
 # # 10 · Motion transfer: whose face is it?
-
-# %% jupyter={"source_hidden": true}
-from minimodel import show
-
-show.system_map("transfer")
-
-# %% [markdown]
+#
+# ![The map of the system: source and driving picture on the left, twelve parts with the tensors between them, the rendered picture and its losses on the right. In colour: transfer.](maps/10.svg)
+#
 # **The question: how does a film of one person move the photo of another, without giving the photo the other one's face?**
 # So far film and photo showed one person. With two people the driving points carry the **shape** of the driving face as
 # well as its **movement**.
@@ -51,7 +47,7 @@ import torch
 from ipywidgets import FloatSlider, IntSlider
 from torch import nn
 
-from minimodel import transfer
+from minimodel import show, transfer
 from minimodel.data import synthetic
 from minimodel.evaluation import benchmark, metrics, protocols
 from minimodel.landmarks import LandmarkDetector

@@ -17,13 +17,9 @@
 # # 11 · Train a full model
 #
 # All parts are built: do they *learn*, together, from nothing but pairs of frames, and what did we find when they did?
-
-# %% jupyter={"source_hidden": true}
-from minimodel import show
-
-show.system_map("points", "coarse flow", "structure", "lookup", "update", "encoder", "gates", "decoder", "losses")
-
-# %% [markdown]
+#
+# ![The map of the system: source and driving picture on the left, twelve parts with the tensors between them, the rendered picture and its losses on the right. In colour: points, coarse flow, structure, lookup, update, encoder, gates, decoder, losses.](maps/11.svg)
+#
 # **You need** notebooks [1](01_affine_flows.ipynb), [3](03_unsupervised_keypoints.ipynb), [6](06_structure_correlation.ipynb),
 # [7](07_lookup_and_refinement.ipynb), [8](08_occlusion_gated_unet.ipynb) and [9a](09a_what_a_loss_sees.ipynb).
 # **Minutes:** 30 to read, and as many to train as you like: five show a head that follows, sixty are good.
@@ -49,7 +45,7 @@ import torch
 import torch.nn.functional as F
 from ipywidgets import IntSlider
 
-from minimodel import losses
+from minimodel import losses, show
 from minimodel.affine import part_flows, with_background  # notebook 1
 from minimodel.config import PRESETS, PRIORS, SYSTEMS, HourglassSizes, ModelConfig, ResNetSizes, TokenSizes
 from minimodel.correlation import lookup_volume, volume  # notebooks 6 and 7

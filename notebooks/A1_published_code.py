@@ -16,6 +16,8 @@
 # %% [markdown]
 # # A1 · Published code: what differs from the papers and from ours, and what each difference costs
 #
+# ![The map of the system: source and driving picture on the left, twelve parts with the tensors between them, the rendered picture and its losses on the right. In colour: points, coarse flow, lookup, update, encoder, decoder.](maps/A1.svg)
+#
 # The public code of **FOMM**, **TPSM**, **MRFA** and **MTIA** computes the papers' equations. Around them it takes a dozen
 # decisions that no paper mentions. None ruins a model that was trained with it: a network learns around half a pixel. But
 # weights remember. Run by another rule than its own, a network loses from nothing up to as much as its own error, and nothing

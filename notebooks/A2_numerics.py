@@ -18,13 +18,9 @@
 #
 # Notebooks 1 and 2 leave four things out. What do places need that colours don't? What if a spline's points
 # say too little? How does the background move? Where do a spline's points begin?
-
-# %% jupyter={"source_hidden": true}
-from minimodel import show
-
-show.system_map("background", "points")
-
-# %% [markdown]
+#
+# ![The map of the system: source and driving picture on the left, twelve parts with the tensors between them, the rendered picture and its losses on the right. In colour: background, points.](maps/A2.svg)
+#
 # **You need** notebooks [1](01_affine_flows.ipynb) and [2](02_thin_plate_splines.ipynb). The four parts are independent of
 # each other. **Time:** 30 minutes to read, one to run.
 #
@@ -44,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minimodel import losses, tps
+from minimodel import losses, show, tps
 from minimodel.blocks import Hourglass  # built in notebook 1
 from minimodel.data import synthetic
 from minimodel.keypoints import SplineDetector as PackageSplineDetector  # built below, to compare with

@@ -17,6 +17,24 @@
 # # A3 · Motion tokens: a transformer that finds points
 #
 # How does a transformer find points and their matrices, and does it need its attention for that?
+#
+# ![The map of the system: source and driving picture on the left, twelve parts with the tensors between them, the rendered picture and its losses on the right. In colour: points.](maps/A3.svg)
+#
+# *The lit box takes a picture and returns points $p_k$ and matrices $A_k$. Notebook 3 fills it with an hourglass, this appendix with
+# a transformer. All that comes after it stays as it is.*
+#
+# **What you need:** notebooks [1](01_affine_flows.ipynb) and [3](03_unsupervised_keypoints.ipynb). **Minutes:** 30.
+#
+# **Afterwards you can**
+#
+# * write multi-head attention and a transformer layer without `nn.MultiheadAttention`;
+# * build the detector of this course's model, `tiny`, and load its weights;
+# * test whether a network uses its attention, by cutting it.
+#
+# The tokens come from **MTIA**, *Motion Transformer for Unsupervised Image Animation* (Tao et al., ECCV 2022,
+# [arXiv 2209.14024](https://arxiv.org/abs/2209.14024)), which
+# MRFA takes as the prior of its best row (MRFA section 4, Table 3). In this appendix, and only here, $q$, $k$ and $v$
+# are the questions, keys and values of attention.
 
 # %%
 import matplotlib.pyplot as plt
@@ -33,25 +51,7 @@ from minimodel.keypoints import gaussian_heatmaps, soft_argmax
 from minimodel.model import AnimationModel
 from minimodel.warping import identity_grid, resize_flow
 
-show.system_map("points")
-
 # %% [markdown]
-# *The lit box takes a picture and returns points $p_k$ and matrices $A_k$. Notebook 3 fills it with an hourglass, this appendix with
-# a transformer. All that comes after it stays as it is.*
-#
-# **What you need:** notebooks [1](01_affine_flows.ipynb) and [3](03_unsupervised_keypoints.ipynb). **Minutes:** 30.
-#
-# **Afterwards you can**
-#
-# * write multi-head attention and a transformer layer without `nn.MultiheadAttention`;
-# * build the detector of this course's model, `tiny`, and load its weights;
-# * test whether a network uses its attention, by cutting it.
-#
-# The tokens come from **MTIA**, *Motion Transformer for Unsupervised Image Animation* (Tao et al., ECCV 2022,
-# [arXiv 2209.14024](https://arxiv.org/abs/2209.14024)), which
-# MRFA takes as the prior of its best row (MRFA section 4, Table 3). In this appendix, and only here, $q$, $k$ and $v$
-# are the questions, keys and values of attention.
-#
 # ## Attention
 #
 # An hourglass decides about a place by what lies around it. A transformer works on a list of vectors, the *tokens*, and

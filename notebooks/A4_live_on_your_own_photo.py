@@ -15,13 +15,9 @@
 
 # %% [markdown]
 # # A4 · Live, on your own photo
-
-# %% jupyter={"source_hidden": true}
-from minimodel import show
-
-show.system_map("landmarks", "coarse flow", "decoder", "transfer")
-
-# %% [markdown]
+#
+# ![The map of the system: source and driving picture on the left, twelve parts with the tensors between them, the rendered picture and its losses on the right. In colour: landmarks, coarse flow, decoder, transfer.](maps/A4.svg)
+#
 # **The question.** What does the model do with a photo of yours, and how long does a frame take?
 #
 # **You need** nothing but a photo of one face, seen from the front. The notebooks that build the parts are 5 (a face that

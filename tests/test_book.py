@@ -78,10 +78,13 @@ def test_pages_hold_all_pictures_formulas_and_widgets(built):
         widgets = [data for data in outputs if any("widget-view" in kind for kind in data)]
         buttons = [data for data in widgets if "image/png" not in data]  # they show no picture
         widgets = [data for data in widgets if data not in buttons]
-        kinds = {"image/png", "image/jpeg", "image/svg+xml"}
+        kinds = {"image/png", "image/jpeg"}
         pictures = [data for data in outputs if kinds & data.keys() and data not in widgets]
+        the_map = f"maps/{path.stem.split('_')[0]}.svg"
         assert page.text.count("in Jupyter here is a button") == len(buttons)
-        assert len(page.find_all("img")) == len(widgets) + len(pictures) > 0
+        images = [image["src"] for image in page.find_all("img")]
+        assert images.pop(0) == the_map and all(image.startswith("data:") for image in images)
+        assert len(images) == len(widgets) + len(pictures) > 0
         assert page.text.count("in Jupyter these can be moved") == len(widgets)
         text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
         text = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)

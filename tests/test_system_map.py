@@ -1,13 +1,15 @@
 """The map shows the parts, their shapes and their losses as they are, and nothing lies outside the picture."""
 
+import importlib.util
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import nbformat
 import pytest
 import torch
 
-from minimodel import AnimationModel, show
+from minimodel import AnimationModel
 from minimodel.errors import MinimodelError
 from minimodel.system_map import ARROWS, PARTS, system_map
 
@@ -15,10 +17,22 @@ NAMES = (
     *("points", "coarse flow", "background", "landmarks", "structure", "lookup", "update"),
     *("encoder", "gates", "decoder", "losses", "transfer"),
 )
+ROOT = Path(__file__).parents[1]
+MAPS = ROOT / "notebooks" / "maps"
+
+
+def load():
+    spec = importlib.util.spec_from_file_location("draw_maps", ROOT / "tools" / "draw_maps.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+draw_maps = load()
 
 
 def elements(drawing, tag):
-    return [e for e in ElementTree.fromstring(drawing.text).iter() if e.tag.endswith(f"}}{tag}")]
+    return [e for e in ElementTree.fromstring(drawing).iter() if e.tag.endswith(f"}}{tag}")]
 
 
 def test_parts_are_those_of_the_course_and_others_are_refused():
@@ -27,17 +41,15 @@ def test_parts_are_those_of_the_course_and_others_are_refused():
         system_map("points", "optical flow")
 
 
-def test_the_same_parts_give_the_same_bytes_and_no_address():
-    assert system_map("points").text == system_map("points").text != system_map("gates").text
-    assert system_map().text == system_map(*PARTS).text
-    assert repr(system_map("points", "gates")) == "system map: points, gates"
-    assert show.system_map("points")._repr_svg_() == system_map("points").text
+def test_the_same_parts_give_the_same_drawing():
+    assert system_map("points") == system_map("points") != system_map("gates")
+    assert system_map() == system_map(*PARTS)
 
 
 def test_it_is_plain_svg_that_any_page_draws():
-    found = {e.tag.split("}")[1] for e in ElementTree.fromstring(system_map().text).iter()}
+    found = {e.tag.split("}")[1] for e in ElementTree.fromstring(system_map()).iter()}
     assert found <= {"svg", "title", "rect", "ellipse", "polyline", "polygon", "text", "tspan"}
-    assert not re.search(r"\bid=|href|url\(|script", system_map().text)
+    assert not re.search(r"\bid=|href|url\(|script", system_map())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,7 +75,7 @@ def test_all_arrows_touch_their_parts_and_run_along_the_axes():
 
 
 def test_everything_lies_inside_the_picture():
-    root = ElementTree.fromstring(system_map().text)
+    root = ElementTree.fromstring(system_map())
     width, height = float(root.get("width")), float(root.get("height"))
     for e in elements(system_map(), "text"):
         text, x, size = "".join(e.itertext()), float(e.get("x")), float(e.get("font-size"))
@@ -94,5 +106,23 @@ def test_shapes_on_the_arrows_are_those_of_the_model():
     assert f"(B,{stages.correlation(stages.flows[-1]).shape[1]},h,w)" in labels
 
 
-def test_the_map_in_readme_is_the_one_that_is_drawn():
-    assert (Path(__file__).parents[1] / "notebooks" / "map.svg").read_text() == system_map().text + "\n"
+def test_the_files_are_what_is_drawn(tmp_path):
+    draw_maps.draw(tmp_path)
+    drawn, committed = ({path.name: path.read_text() for path in folder.iterdir()} for folder in (tmp_path, MAPS))
+    assert drawn == committed  # else: python tools/draw_maps.py
+    assert committed["00.svg"] == system_map() + "\n"
+
+
+def test_every_notebook_opens_with_its_map_and_says_which_parts_are_lit():
+    notebooks = {path.stem.split("_")[0]: path for path in MAPS.parent.glob("*.ipynb")}
+    assert notebooks.keys() == draw_maps.LIT.keys()
+    for name, path in notebooks.items():
+        first = nbformat.read(path, 4).cells[0].source
+        ((words, shown),) = re.findall(r"^!\[(.*)\]\((.*)\)$", first, flags=re.MULTILINE)
+        assert shown == f"maps/{name}.svg"
+        parts = draw_maps.LIT[name]
+        assert words.endswith(f" In colour: {', '.join(parts)}." if parts else " All parts are in colour.")
+
+
+def test_readme_shows_the_whole_map():
+    assert "](notebooks/maps/00.svg)" in (ROOT / "README.md").read_text()

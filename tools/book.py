@@ -1,11 +1,12 @@
 """The course as pages for a browser, as the committed notebooks show it: ``python tools/book.py``, or ``make book``.
 
-Nothing is executed, and nothing is fetched when a page is opened: formulas are MathML, pictures are in the pages, and
-there are no scripts. A widget becomes the picture that it showed last.
+Nothing is executed, and nothing is fetched when a page is opened: formulas are MathML, pictures are in the pages, but
+for the maps, which lie beside them, and there are no scripts. A widget becomes the picture that it showed last.
 """
 
 import base64
 import re
+import shutil
 import sys
 from html import escape
 from pathlib import Path
@@ -35,12 +36,12 @@ h2 {{ font-size: 1.1rem; margin: 0.5rem 0; }}
 </style></head>
 <body><h1>minimodel</h1>
 <p>One photo and a video in, the photo moving like the video out: how that is learnt, built piece by piece.</p>
-<p><a href="00_start_here.html"><img class="map" src="map.svg" alt="The map of the system"></a></p>
+<p><a href="00_start_here.html"><img class="map" src="maps/00.svg" alt="The map of the system"></a></p>
 <ol>
 {}</ol></body></html>
 """
 # Pictures as wide as the page at most, and long lines of code broken rather than cut.
-FITTING = ".jp-OutputArea-output img { max-width: 100%; height: auto } .highlight pre { white-space: pre-wrap }"
+FITTING = "main img { max-width: 100%; height: auto } .highlight pre { white-space: pre-wrap }"
 ENTRY = """<li><a href="{page}"><img src="{picture}" alt=""><h2>{title}</h2></a><p>{sentence}</p></li>
 """
 
@@ -82,7 +83,7 @@ def build(output: Path) -> list[Path]:
         name = f"{path.stem}.{kind}"
         (output / name).write_bytes(picture)
         about = dict(page=pages[-1].name, picture=name)
-        about |= dict(title=escape(page.h1.get_text()), sentence=escape(first_sentence(page.p.get_text())))
+        about |= dict(title=escape(page.h1.get_text()), sentence=escape(first_sentence(first_words(page))))
         entries.append(ENTRY.format(**about))
         page.body.insert(0, BeautifulSoup('<p><a href="index.html">All chapters</a></p>', "html.parser"))
         pages[-1].write_text(str(page))
@@ -91,7 +92,7 @@ def build(output: Path) -> list[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         options = dict(full=True, title=name, linenos="inline")
         target.write_text(highlight((ROOT / name).read_text(), PythonLexer(), HtmlFormatter(**options)))
-    (output / "map.svg").write_text((ROOT / "notebooks" / "map.svg").read_text())
+    shutil.copytree(ROOT / "notebooks" / "maps", output / "maps", dirs_exist_ok=True)
     index = output / "index.html"
     index.write_text(PAGE.format("".join(entries)))
     return [index, *pages]
@@ -149,10 +150,15 @@ def lead_links_home(page: BeautifulSoup) -> set[str]:
 
 
 def first_picture(notebook: nbformat.NotebookNode) -> bytes:
-    """The first picture with pixels; the map, which is a drawing, would be the same for all."""
+    """The first picture that the notebook's code made."""
     outputs = (output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
     found = (data.get("image/png") or data.get("image/jpeg") for data in outputs)
     return base64.b64decode(next(picture for picture in found if picture))
+
+
+def first_words(page: BeautifulSoup) -> str:
+    """The first paragraph with words; the map is a paragraph without any."""
+    return next(text for text in (paragraph.get_text() for paragraph in page.find_all("p")) if text.strip())
 
 
 def first_sentence(text: str) -> str:
