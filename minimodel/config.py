@@ -14,7 +14,7 @@ from minimodel.refinement import UpdaterWidths
 
 PresetName = Literal["tiny", "tiny-quarter", "portrait", "small", "paper"]
 SystemName = Literal["mrfa", "fomm", "npmr", "tpsm", "s2d"]
-PriorName = Literal["affine", "tps", "tokens", "landmarks", "none"]
+PriorName = Literal["affine", "tps", "tokens", "landmarks", "face", "none"]
 GeneratorName = Literal["unet", "inpainting", "residual"]
 GENERATORS: tuple[str, ...] = get_args(GeneratorName)
 PRIORS: tuple[str, ...] = get_args(PriorName)
@@ -154,6 +154,8 @@ class ModelConfig:
             )
         if parts["prior"] == "landmarks" and sizes.setdefault("points", LANDMARKS) != LANDMARKS:
             raise MinimodelError(f"points is {sizes['points']}: the prior 'landmarks' has {LANDMARKS}")
+        if parts["prior"] == "face" and sizes.setdefault("points", LANDMARKS + config.points) <= LANDMARKS:
+            raise MinimodelError(f"points is {sizes['points']}: the prior 'face' has {LANDMARKS} landmarks and more")
         unknown = sizes.keys() - {field.name for field in dataclasses.fields(cls)}
         if unknown:
             raise MinimodelError(f"unknown sizes {sorted(unknown)}: see the fields of minimodel.config.ModelConfig")

@@ -28,6 +28,7 @@ from minimodel.saving import find_weights, load_weights_into, make_metadata, rea
 from minimodel.warping import full_precision, identity_grid, resize_flow, sample, size_of
 
 LANDMARKS = 74  # the 68 iBUG points, two pupils, four middles of eyelids
+LIPS = slice(48, 68)
 SIZE = 128  # side of the pictures that the detector is trained on
 # The landmark in each one's place in a mirrored picture: the jaw and brows run backwards, right and left trade places.
 # fmt: off
@@ -218,6 +219,35 @@ class LandmarkDetector(nn.Module):
         detector = cls(read_config(path, "landmarks", lambda text: DetectorConfig(**json.loads(text))))
         load_weights_into(detector, path)
         return detector.eval()
+
+
+class LandmarkFinder(nn.Module):
+    """Finds landmarks by a detector that isn't a part of the model: the detector is trained on its own, and its weights
+    are neither trained nor saved with the model's. It does move with the model to a device.
+
+    ``detector`` is the shipped one, loaded when first needed, unless `use` sets another.
+    """
+
+    detector: LandmarkDetector | None
+
+    def __init__(self):
+        super().__init__()
+        self.use(None)
+
+    def use(self, detector: LandmarkDetector | None) -> None:
+        """Find landmarks with ``detector``; None is the shipped one."""
+        object.__setattr__(self, "detector", detector)  # past nn.Module, which would register the detector as a part
+
+    def _apply(self, fn, recurse=True):
+        if self.detector is not None:
+            self.detector._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 74 2"]:
+        if self.detector is None:
+            self.use(LandmarkDetector.load().to(image.device))
+        assert self.detector is not None
+        return self.detector.find(image)
 
 
 def eye_places(points: Float[Tensor, "b 74 2"]) -> Float[Tensor, "2*b 2 3"]:

@@ -275,12 +275,7 @@ class AnimationModel(nn.Module):
 
     def _motion(self, image: Tensor | None, landmarks: Tensor | None) -> Motion:
         if landmarks is not None:
-            if not self.prior.moves_by_landmarks:
-                raise MinimodelError(
-                    f"landmarks given to a model with {type(self.prior).__name__}, which finds points itself: pass the"
-                    " image"
-                )
-            return Motion(landmarks)
+            return self.prior.detect_around(image, landmarks)
         if image is None:
             raise MinimodelError("neither an image nor landmarks given: expected an image, or landmarks")
         return self.prior.detect(image)

@@ -1,6 +1,6 @@
 """Motion priors find the motion of one frame, and compute a coarse flow from the motion of two frames.
 
-`Prior` is the protocol that `AnimationModel` relies on; four priors are here. `build_prior` builds the prior that a
+`Prior` is the protocol that `AnimationModel` relies on; five priors are here. `build_prior` builds the prior that a
 `ModelConfig` names.
 
 Notebook: ``notebooks/11_train_a_full_model.ipynb``.
@@ -21,12 +21,14 @@ from minimodel.background import BackgroundPredictor
 from minimodel.config import ModelConfig
 from minimodel.correlation import softmax_flow
 from minimodel.dense_motion import DenseMotion
+from minimodel.errors import MinimodelError
 from minimodel.keypoints import KeypointDetector, SplineDetector
+from minimodel.landmark_flow import head_and_face_flows
 from minimodel.landmark_motion import LandmarkMotion
-from minimodel.landmarks import LandmarkDetector
+from minimodel.landmarks import LANDMARKS, LIPS, LandmarkFinder
 from minimodel.motion import CoarseMotion, Motion, StructureLookup, TrainingPair
 from minimodel.tokens import TokenDetector
-from minimodel.warping import size_of
+from minimodel.warping import resize_flow, size_of
 
 # The labels beside pictures in a batch of training pairs, for a prior that moves by landmarks.
 LANDMARK_LABELS = ("source_landmarks", "driving_landmarks", "source_parts", "driving_parts")
@@ -55,6 +57,15 @@ class Prior(Protocol):
     def detect(self, image: Float[Tensor, "b 3 h w"]) -> Motion:
         """Find the motion in pictures."""
         ...
+
+    def detect_around(self, image: Float[Tensor, "b 3 h w"] | None, landmarks: Float[Tensor, "b 74 2"]) -> Motion:
+        """The motion in pictures whose landmarks are known; ``image`` None is for a prior that moves by landmarks.
+
+        By default a `MinimodelError` is raised, as the prior has no use for landmarks.
+        """
+        raise MinimodelError(
+            f"landmarks given to a model with {type(self).__name__}, which finds points itself: pass the image"
+        )
 
     def __call__(
         self,
@@ -213,37 +224,23 @@ class SplinePrior(nn.Module, Prior):
 class LandmarkPrior(nn.Module, Prior):
     """Landmarks, and the flow that follows from them (S2D section 3.2).
 
-    Landmarks are given, or found by ``self.detector``: the shipped detector unless `use_detector` sets another. The
-    detector is trained on its own and isn't a part of the model: the detector's weights are neither trained nor saved
-    with the model's. The detector does move with the model to a device.
-
-    ``motion`` gets the source at 1 / ``shrink`` of its side.
+    Landmarks are given, or found by ``self.finder``. ``motion`` gets the source at 1 / ``shrink`` of its side.
     """
 
     labels = LANDMARK_LABELS
     moves_by_landmarks = True
     compares_pixels = True
-    detector: LandmarkDetector | None
 
     def __init__(self, motion: LandmarkMotion, *, shrink: int = 1):
         super().__init__()
         self.motion, self.shrink, self.step = motion, shrink, shrink * motion.step
-        self.use_detector(None)
-
-    def use_detector(self, detector: LandmarkDetector | None) -> None:
-        """Find landmarks with ``detector``; None is the shipped detector, which is loaded when first needed."""
-        object.__setattr__(self, "detector", detector)  # past nn.Module, which would register the detector as a part
-
-    def _apply(self, fn, recurse=True):
-        if self.detector is not None:
-            self.detector._apply(fn)
-        return super()._apply(fn, recurse)
+        self.finder = LandmarkFinder()
 
     def detect(self, image: Float[Tensor, "b 3 h w"]) -> Motion:
-        if self.detector is None:
-            self.use_detector(LandmarkDetector.load().to(image.device))
-        assert self.detector is not None
-        return Motion(self.detector.find(image))
+        return Motion(self.finder(image))
+
+    def detect_around(self, image: Float[Tensor, "b 3 h w"] | None, landmarks: Float[Tensor, "b 74 2"]) -> Motion:
+        return Motion(landmarks)
 
     def forward(
         self,
@@ -270,6 +267,83 @@ class LandmarkPrior(nn.Module, Prior):
 
     def timed_modules(self) -> dict[str, list[nn.Module]]:
         return {"coarse flow": [self.motion]}
+
+
+class FacePrior(nn.Module, Prior):
+    """Points that training finds, for hair, neck and shoulders, beside landmarks, which move the face; ours.
+
+    The flow of the landmarks is computed, not learnt (`landmark_flow.head_and_face_flows`), and has two parts, the head
+    and the face. The masks of ``dense_motion`` choose between these, the parts of the points that ``detector`` finds,
+    and the background. Masks have 1 / ``scale`` of the picture's side. The coarse flow has 1 / ``shrink``, so that lids
+    are in it. A `Motion` lists the detector's points first, then 74 landmarks, whose matrices are the identity.
+    """
+
+    labels = LANDMARK_LABELS[:2]
+
+    def __init__(self, detector: TokenDetector, dense_motion: DenseMotion, *, scale: int, shrink: int):
+        super().__init__()
+        self.detector, self.dense_motion, self.scale, self.shrink = detector, dense_motion, scale, shrink
+        self.finder = LandmarkFinder()
+        self.step = math.lcm(detector.step, scale * dense_motion.step)
+
+    def detect(self, image: Float[Tensor, "b 3 h w"]) -> Motion:
+        return self.detect_around(image, self.finder(image))
+
+    def detect_around(self, image: Float[Tensor, "b 3 h w"] | None, landmarks: Float[Tensor, "b 74 2"]) -> Motion:
+        if image is None:
+            raise MinimodelError("landmarks without an image: this model finds points in the image as well")
+        points, matrices = self.detector(image)
+        still = torch.eye(2).to(matrices).expand(*landmarks.shape[:2], 2, 2)
+        return Motion(torch.cat([points, landmarks.to(points)], dim=1), torch.cat([matrices, still], dim=1))
+
+    def forward(
+        self,
+        source: Float[Tensor, "b 3 h w"],
+        start: Motion,
+        end: Motion,
+        correlation: StructureLookup | None = None,
+        *,
+        part_scales: Float[Tensor, "b k"] | None = None,
+    ) -> CoarseMotion:
+        small = F.avg_pool2d(source, self.scale)
+        points = [torch.cat([m.points[:, :-LANDMARKS], self.centres(m)], dim=1) for m in (start, end)]
+        coarse = self.dense_motion(small, *points, self.part_flows(start, end, size_of(small)), part_scales)
+        assert coarse.masks is not None
+        height, width = size_of(source)
+        size = height // self.shrink, width // self.shrink
+        masks, flows = resize_flow(coarse.masks, size), self.part_flows(start, end, size)
+        occlusion, flow = resize_flow(coarse.occlusion, size), affine.combine(flows, masks)
+        return CoarseMotion(flow, occlusion, masks, flows, coarse.occlusions)
+
+    @staticmethod
+    def centres(motion: Motion) -> Float[Tensor, "b 2 2"]:
+        """The centres of the two parts that landmarks move: of the head, and of the lips."""
+        landmarks = motion.points[:, -LANDMARKS:]
+        return torch.stack([landmarks.mean(1), landmarks[:, LIPS].mean(1)], dim=1)
+
+    @staticmethod
+    def part_flows(start: Motion, end: Motion, size: tuple[int, int]) -> Float[Tensor, "b parts 2 h w"]:
+        """The flows of the background, the detector's parts, the head and the face."""
+        assert start.affine is not None and end.affine is not None
+        found = [(m.points[:, :-LANDMARKS], m.affine[:, :-LANDMARKS]) for m in (start, end) if m.affine is not None]
+        (points, matrices), (moved, turned) = found
+        flows = affine.part_flows(points, moved, matrices, turned, size)
+        face = head_and_face_flows(start.points[:, -LANDMARKS:], end.points[:, -LANDMARKS:], size)
+        return affine.with_background(torch.cat([flows, torch.stack(face, dim=1)], dim=1))
+
+    def detection_terms(
+        self, frame: Float[Tensor, "b 3 h w"], motion: Motion, transform: tps.Spline
+    ) -> dict[str, Tensor]:
+        """The equivariance losses of the detector's points and matrices; landmarks are given."""
+        assert motion.affine is not None
+        points, matrices = self.detector(losses.transformed_frame(frame, transform))
+        return {
+            "points": losses.equivariance_points(motion.points[:, :-LANDMARKS], points, transform),
+            "affine": losses.equivariance_affine(motion.affine[:, :-LANDMARKS], matrices, points, transform),
+        }
+
+    def timed_modules(self) -> dict[str, list[nn.Module]]:
+        return {"keypoints": [self.detector], "coarse flow": [self.dense_motion]}
 
 
 class NoPrior(nn.Module, Prior):
@@ -305,9 +379,11 @@ def build_prior(config: ModelConfig) -> Prior:
     if config.prior == "affine":
         return AffinePrior(_detector(config, config.points, with_affine=True), _dense_motion(config), **scale)
     if config.prior == "tokens":
-        sizes = dataclasses.asdict(config.tokens) | dict(shrink=config.motion_scale)
-        detector = TokenDetector(config.points, **sizes, norm=config.norm)
-        return AffinePrior(detector, _dense_motion(config), **scale)
+        return AffinePrior(_token_detector(config, config.points), _dense_motion(config), **scale)
+    if config.prior == "face":
+        found = config.points - LANDMARKS
+        dense_motion = _dense_motion(config, parts=found + 2)
+        return FacePrior(_token_detector(config, found), dense_motion, **scale, shrink=config.motion_scale)
     if config.prior == "tps":
         return _spline_prior(config)
     if config.prior == "landmarks":
@@ -327,14 +403,18 @@ def _detector(config: ModelConfig, points: int, **options: bool) -> KeypointDete
     )
 
 
-def _dense_motion(config: ModelConfig, **options: int) -> DenseMotion:
+def _token_detector(config: ModelConfig, points: int) -> TokenDetector:
+    return TokenDetector(points, **dataclasses.asdict(config.tokens), shrink=config.motion_scale, norm=config.norm)
+
+
+def _dense_motion(config: ModelConfig, *, parts: int | None = None, **options: int) -> DenseMotion:
     sizes = dataclasses.asdict(config.dense_motion)
     if config.generator == "inpainting" and not config.refine:  # refinement predicts occlusions for every scale itself
         # One occlusion for each scale of the generator, as far as the hourglass reaches down.
         finer = config.coarse_scale.bit_length() - 1
         coarser = min(config.inpainting.levels - finer, config.dense_motion.levels - 1)
         options |= dict(finer=finer, coarser=coarser)
-    return DenseMotion(config.points, **sizes, head_kernel=config.head_kernel, norm=config.norm, **options)
+    return DenseMotion(parts or config.points, **sizes, head_kernel=config.head_kernel, norm=config.norm, **options)
 
 
 def _spline_prior(config: ModelConfig) -> SplinePrior:

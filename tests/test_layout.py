@@ -20,7 +20,7 @@ PACKAGE = ROOT / "minimodel"
 # A module imports only what stands above it. `data`, `evaluation` and so on are folders.
 ORDER = """
 errors runtime warping motion saving system_map show
-affine blocks tps keypoints losses background tokens dense_motion landmarks landmark_motion
+affine blocks tps keypoints losses background tokens dense_motion landmarks landmark_motion landmark_flow
 correlation refinement generator features transfer composition
 config priors model published data evaluation training commands __main__
 """.split()  # noqa: SIM905

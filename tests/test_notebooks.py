@@ -94,12 +94,21 @@ WITHOUT_A_CELL = {
     },
     # Sizes; whether there is a face; close-ups of eyes and changed pictures, of which the notebook has a paragraph.
     "landmarks": {
-        *("DetectorConfig", "confidence", "eye_places", "move_picture", "move_points", "random_places", "sharpness"),
+        *(
+            "DetectorConfig",
+            "LandmarkFinder",
+            "confidence",
+            "eye_places",
+            "move_picture",
+            "move_points",
+            "random_places",
+            "sharpness",
+        ),
         "soften",
     },
     "motion": {"StructureLookup", "TrainingPair"},  # the kind of thing that `Correlation` is; what loss terms look at
     "show": {"Table", "save_picture"},  # what `table` returns; a file, which no cell writes
-    "priors": {"Prior"},  # what the four have in common
+    "priors": {"FacePrior", "Prior"},  # what the five have in common
     "tps": {"backward_spline"},  # a step of `part_flows`
     "transfer": {"own_avd"},  # of published models
 }

@@ -389,13 +389,30 @@ def test_a_model_begins_with_the_weights_that_are_given(tmp_path, clips):
         ("tiny-s2d", dict(system="s2d")),
     ],
 )
-def test_training_can_begin_with_every_shipped_model(name, parts):
+def test_training_can_begin_with_every_shipped_model(name, parts, capsys):
     model = AnimationModel.from_preset(**dict(preset="tiny") | parts)
     loop.begin_with(model, name)
     shipped = AnimationModel.load(name).state_dict()
     assert all(torch.equal(value, shipped[key]) for key, value in model.state_dict().items())
+    assert capsys.readouterr().out == f"begins with {name}; 0% of the weights begin at random\n"
     with pytest.raises(ValueError, match=f"--start {name}: other sizes"):
-        loop.begin_with(AnimationModel.from_preset("tiny", system="npmr"), name)
+        loop.begin_with(AnimationModel.from_preset("small", system="npmr"), name)
+
+
+def test_training_can_begin_with_a_model_whose_prior_finds_other_points(capsys):
+    """What reads the points begins at random; the rest doesn't, and a line says how much that is."""
+    torch.manual_seed(0)
+    model = AnimationModel.from_preset("tiny-quarter", prior="face", points=94)
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+    loop.begin_with(model, "tiny")
+    shipped, begun = AnimationModel.load("tiny").state_dict(), model.state_dict()
+    copied = {name for name in begun if name in shipped and torch.equal(begun[name], shipped[name])}
+    assert copied >= {n for n in begun if n.startswith(("prior.detector.", "refiner.", "generator."))}
+    other = {name for name in begun if name not in copied}
+    assert "prior.dense_motion.mask_head.weight" in other and "structure.driving_encoder.position" in other
+    assert all(torch.equal(begun[name], fresh[name]) for name in other)
+    share = sum(begun[name].numel() for name in other) / sum(value.numel() for value in begun.values())
+    assert 0 < share < 0.2 and f"{share:.0%} of the weights begin at random" in capsys.readouterr().out
 
 
 def test_a_model_of_a_higher_resolution_begins_with_the_inner_levels_of_a_lower_one():
@@ -420,9 +437,7 @@ def test_a_model_of_a_higher_resolution_begins_with_the_inner_levels_of_a_lower_
     assert [flow.shape[-1] for flow in one.flows] == [16, 8, 16, 32, 64, 128, 256]
     assert torch.allclose(one.coarse.flow, other.coarse.flow, atol=1e-5)
     with pytest.raises(ValueError, match="other sizes"):
-        loop.begin_with(AnimationModel.from_preset("portrait"), "tiny")
-    with pytest.raises(ValueError, match="other sizes"):
-        loop.begin_with(AnimationModel.from_preset("portrait", prior="tokens", generator="residual"), "tiny")
+        loop.begin_with(AnimationModel.from_preset("paper", prior="tokens"), "tiny")
 
 
 def test_landmarks_move_a_larger_picture_as_they_move_a_smaller_one(tmp_path):

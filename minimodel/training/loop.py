@@ -85,8 +85,8 @@ class TrainConfig:
     """Adam's, 4e-4 for tiny and 2e-4 for the others unless given."""
     seed: int = 0
     start: str | None = None
-    """Begin with the weights of this model, by name or file, rather than at random; preset, prior, refinement and
-    generator must be the same."""
+    """Begin with the weights of this model, by name or file, rather than at random, wherever the shapes are the same.
+    The model may also work at a half or a quarter of the resolution."""
     features: str | None = None
     """Of the perceptual loss: faces (shipped), vgg19 (downloaded once, 550 MB) or a file with VGG-19's weights. Unless
     given, faces for tiny and vgg19 for the others."""
@@ -136,21 +136,23 @@ def begin_with(model: AnimationModel, start: str) -> None:
     """Load the weights of another model, by name or file, into this one.
 
     The other model may work at a half or a quarter of this one's resolution: its generator has fewer levels then, which
-    become the inner ones here, and only the outer ones and what finer updates read begin at random. Raises
-    `MinimodelError` if the shapes differ otherwise.
+    become the inner ones here, and only the outer ones and what finer updates read begin at random. So does every
+    weight that the other model has in another shape or not at all, such as what reads the points of another prior. A
+    line says how much began at random. Raises `MinimodelError` if that is more than half.
     """
     started = AnimationModel.load(start)
-    weights = started.state_dict()
+    weights, own = started.state_dict(), model.state_dict()
     outer = model.generator.scales - started.generator.scales
     if outer > 0:
         weights = {inner_name(name, outer): value for name, value in weights.items()}
-        fresh = {name: value for name, value in model.state_dict().items() if is_outer(name, outer, model)}
-        weights = {name: value for name, value in weights.items() if name not in fresh} | fresh
-    try:  # by shapes: files written before a setting was there differ from today's in what they don't use
-        model.load_state_dict(weights)
-    except RuntimeError as error:
+        weights = {name: value for name, value in weights.items() if not is_outer(name, outer, model)}
+    fits = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    fresh = 1 - sum(value.numel() for value in fits.values()) / sum(value.numel() for value in own.values())
+    if fresh > 0.5:
         one, other = describe(started), describe(model)
-        raise MinimodelError(f"--start {start}: other sizes ({one}) than this training's ({other})") from error
+        raise MinimodelError(f"--start {start}: other sizes ({one}) than this training's ({other})")
+    model.load_state_dict(own | fits)
+    print(f"begins with {start}; {fresh:.0%} of the weights begin at random")
 
 
 def inner_name(name: str, outer: int) -> str:
