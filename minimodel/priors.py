@@ -383,7 +383,7 @@ def build_prior(config: ModelConfig) -> Prior:
     if config.prior == "face":
         found = config.points - LANDMARKS
         dense_motion = _dense_motion(config, parts=found + 2)
-        return FacePrior(_token_detector(config, found), dense_motion, **scale, shrink=config.motion_scale)
+        return FacePrior(_token_detector(config, found), dense_motion, **scale, shrink=max(1, config.motion_scale // 2))
     if config.prior == "tps":
         return _spline_prior(config)
     if config.prior == "landmarks":

@@ -175,16 +175,17 @@ def test_holes_are_where_their_numbers_say():
     assert (thin >= wide).all() and not torch.equal(thin, wide)
 
 
-def test_lent_gates_are_true_or_the_models_own_and_pass_no_gradient():
-    found = [torch.full((2, 1, side, side), 0.7, requires_grad=True) for side in (2, 4)]
-    shown = torch.ones(2, 1, 4, 4)
+def test_lent_gates_are_true_or_the_models_own_and_learn_from_pictures_where_there_is_no_truth():
+    found = [torch.full((3, 1, side, side), 0.7, requires_grad=True) for side in (2, 4)]
+    shown = torch.ones(3, 1, 4, 4)
     shown[:, :, :2] = 0
     shown[:, :, :1, :2] = 1
-    gates = lent_gates(found, shown, torch.tensor([True, False]))
+    gates = lent_gates(found, shown, torch.tensor([True, False, False]), torch.tensor([True, True, False]))
     assert [gate.shape for gate in gates] == [f.shape for f in found]
-    assert all(not gate.requires_grad for gate in gates)
     for gate, own in zip(gates, found):
-        assert torch.equal(gate[0], own[0])
+        assert torch.equal(gate[0], own[0]) and torch.equal(gate[2], own[2])
+        gate.sum().backward()
+        assert not own.grad[:2].any() and own.grad[2].eq(1).all()
     assert torch.sigmoid(gates[1][1]).round(decimals=2).equal(shown[1])
     assert torch.sigmoid(gates[0][1, 0, 0]).tolist() == pytest.approx([0.5, 0.001], rel=1e-3)
 

@@ -195,9 +195,9 @@ class TrainingStep(nn.Module):
         if not self.weights.visibility:
             return None
         teaching, visible = self.teaching, batch["visible"]
-        own = (batch["lots"][:, 0] < teaching.own_share(progress)) | (batch["known"] == 0)
+        own = batch["lots"][:, 0] < teaching.own_share(progress)
         solid = hole_mask(batch["holes"], size_of(visible), chance=teaching.holes, largest=teaching.largest_hole)
-        return lent_gates(stages.occlusions[1:], visible * solid, own)
+        return lent_gates(stages.occlusions[1:], visible * solid, own, batch["known"] > 0)
 
     def truth_terms(self, stages: Stages, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The losses of flow, occlusion and correlation against the truth of rendered faces, each times its weight.

@@ -71,14 +71,24 @@ def hole_mask(
 
 
 def lent_gates(
-    occlusions: list[Float[Tensor, "b 1 _ _"]], shown: Float[Tensor, "b 1 h w"], own: Bool[Tensor, "b"]
+    occlusions: list[Float[Tensor, "b 1 _ _"]],
+    shown: Float[Tensor, "b 1 h w"],
+    own: Bool[Tensor, "b"],
+    known: Bool[Tensor, "b"],
 ) -> list[Tensor]:
     """The gates (logits) that the generator uses in place of the model's: for pairs in ``own`` the model's
-    ``occlusions``, for the others ``shown``, averaged to each size. No gradient of the picture's losses reaches the
-    model's own gates; these learn from the truth."""
-    own = own.view(-1, 1, 1, 1)
+    ``occlusions``, for the others ``shown``, averaged to each size.
+
+    Where the truth is ``known`` the model's own gates learn from it, and no gradient of the picture's losses reaches
+    them. Pairs of films have no truth, and always the model's own gates, which learn from the picture: a rendered face
+    alone doesn't teach what a photograph shows."""
+    own, known = (each.view(-1, 1, 1, 1) for each in (own | ~known, known))
     return [
-        torch.where(own, found.detach(), torch.logit(resize_flow(shown, size_of(found)), eps=CLOSED))
+        torch.where(
+            own,
+            torch.where(known, found.detach(), found),
+            torch.logit(resize_flow(shown, size_of(found)), eps=CLOSED),
+        )
         for found in occlusions
     ]
 
