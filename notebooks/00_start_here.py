@@ -219,7 +219,7 @@ show.table({name: [value] for name, value in error.items()}, ["mean error of vis
 # than no flow at all.*
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: the true flow is far better than the source as it is, and the reversed flow is worse than that.
+# Check: the true flow is far better than the source as it is, the reversed flow is worse.
 assert 3 * error["true flow"] < error["S itself"] < error["flow reversed"]
 
 # %% [markdown]

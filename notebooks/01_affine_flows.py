@@ -112,7 +112,7 @@ print("x of 4 columns:", grid_by_hand(2, 4)[0, 0].tolist())
 print("y of 2 rows:   ", grid_by_hand(2, 4)[1, :, 0].tolist())
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: the package's grid is ours, and an average of 2 x 2 centres is the centre of the larger pixel.
+# Check: the package's grid is ours; four averaged centres are the larger pixel's centre.
 assert torch.equal(grid_by_hand(3, 5), identity_grid(3, 5))
 assert torch.allclose(F.avg_pool2d(identity_grid(8, 8), 2), identity_grid(4, 4))
 
@@ -729,7 +729,7 @@ rows = {name: [value, strongest.get(name, "")] for name, value in off.items()}
 show.table(rows, ["flow: pixels off, of 64", "strongest mask, mean"])
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: fresh masks don't decide, trained ones do, and the flow gets better on pairs that weren't trained on.
+# Check: fresh masks don't decide, trained ones do, and the flow gets better on other pairs.
 assert strongest["step 0"] < 0.3 < strongest["step 100"]
 assert off["step 100"] < 0.75 * off["step 0"] < off["nothing moves"]
 assert off["shipped"] < off["step 0"] / 1.5

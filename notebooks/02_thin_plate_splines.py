@@ -209,7 +209,8 @@ print("equal to scipy's:      ", torch.allclose(by_hand[0, 0], scipy, atol=1e-5)
 print("goes through its points:", torch.allclose(spline_by_hand(five_D, solution, five_D), five_S, atol=1e-5))
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: the same, with a lambda (scipy's kernel is U / 2, so its smoothing is lambda / 2), and U's shape.
+# Check: the same with a lambda, and U's shape.
+# scipy's kernel is U / 2, so its smoothing is lambda / 2.
 straighter = spline_by_hand(five_D, fit_by_hand(five_D, five_S, 0.1), anywhere)
 assert torch.allclose(straighter, tps.fit_spline(five_D, five_S, regularisation=0.1)(anywhere), atol=1e-5)
 smooth = dict(kernel="thin_plate_spline", degree=1, smoothing=0.05)

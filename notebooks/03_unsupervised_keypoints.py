@@ -174,7 +174,7 @@ cold_to_hot = FloatLogSlider(0.1, base=10, min=-2, max=1, step=0.1)
 show.playground(two_hills, temperature=cold_to_hot, right=FloatSlider(0.7, min=0, max=1, step=0.05))
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: cold is the maximum, hot the middle, equal hills the gap; a third of a pixel is followed.
+# Check: cold is the maximum, hot the middle; a third of a pixel is followed.
 left = torch.tensor([-0.5, -0.2])
 assert (soft_argmax(hills(), 0.01)[0] - left).abs().max() < 1 / 32
 assert soft_argmax(hills(), 100.0)[0].abs().max() < 0.01
@@ -362,7 +362,7 @@ def equivariance_points(p, q, W):  # (B, K, 2) both
 
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: W(q) = p is solved; loops, tensors and the package agree; the wrong direction costs.
+# Check: W(q) = p is solved; loops, tensors, package agree; the wrong direction costs.
 assert torch.allclose(W(q[:, None])[:, 0], p, atol=1e-4)
 guess = q + 0.1 * torch.randn(q.shape, generator=torch.Generator().manual_seed(1))
 value = equivariance_points(p, guess, W)
@@ -389,7 +389,7 @@ def equivariance_affine(A, A_bent, q, W):  # (B, K, 2, 2) both, (B, K, 2)
 
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: the spline's derivative against finite differences; A = J A' costs nothing; the package agrees.
+# Check: the derivative against finite differences; A = J A' costs nothing.
 exact = Spline(W.control.double(), W.weights.double(), W.affine.double())
 J = exact.jacobian(q[:, None].double())[0, 0]
 for j in range(2):
@@ -495,6 +495,7 @@ alone, errors, film = train(consistency, watch=WATCHED)
 # look at the picture.
 
 # %% jupyter={"source_hidden": true}
+# The error of the trained points, and of a point that stays in the middle.
 many, middle = random_transforms(500, torch.Generator().manual_seed(3), 0.15), torch.zeros(500, 1, 2)
 blind = equivariance_points(middle, middle, many).item() * SIZE / 2
 figure, axis = plt.subplots(figsize=(6.5, 2.2))
@@ -628,7 +629,7 @@ columns = ["bend error", "slip", "spread", "best masks"]
 show.table(scores, columns, digits={name: 1 for name in columns} | {"slip": 2})
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: each loss alone fails in its own way, both together do better, the shipped detector far better.
+# Check: each loss alone fails, both together do better, the shipped detector far better.
 table = {name: dict(zip(columns, values)) for name, values in scores.items()}
 one, other, both, long = (table[name] for name in trained)
 assert both["spread"] > 1.5 * one["spread"] and other["spread"] > 2 * both["spread"]

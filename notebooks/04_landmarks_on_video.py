@@ -419,7 +419,7 @@ far = [(in_pixels(q)[0, 0] - in_pixels(truth)[t + 1, EYE]).norm() for q in (p, s
 print(f"distance from the truth: {far[0]:.1f} pixels before the step, {far[1]:.1f} after it")
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: the patch after the step is more like the old one, and the place is nearer to the truth.
+# Check: the patch after the step is more like the old one, the place nearer to the truth.
 assert (after - then).square().sum() < 0.7 * (same_place - then).square().sum() and far[1] < 0.7 * far[0]
 assert torch.allclose(patches(start, p, 3), package.patches(start, p, 3), atol=1e-5)
 
@@ -455,7 +455,7 @@ rows = {"standing still": still, "carried, believed": off[believed], "carried, n
 show.table({name: [value.mean().item()] for name, value in rows.items()}, ["mean distance from the truth"], digits=1)
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: carrying beats standing still, the check of the way back means something, the package agrees.
+# Check: carrying beats standing still, the way back means something, the package agrees.
 assert off[believed].mean() < 0.75 * still.mean() and off[~believed].mean() > 1.5 * off[believed].mean()
 theirs, their_belief = package.track(film[:4], film[1:5], truth[:4])
 assert torch.allclose(carried[:4], theirs, atol=1e-3) and (believed[:4] == their_belief).float().mean() > 0.98

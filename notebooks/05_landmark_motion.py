@@ -449,7 +449,7 @@ show.crisp(
 )
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: Eq. 3 is the whole flow everywhere; the broken ones are 0 and a quarter of it where boxes are.
+# Check: Eq. 3 is the whole flow; the broken ones are 0 and a quarter of it in boxes.
 inside = combine_boxes(whole, silent, full, c_S, c_S + t)[1][0, 0] < 0.01
 assert inside.any() and torch.allclose(broken["Eq. 3"], whole, atol=1e-6)
 assert torch.allclose(broken["no shift"][0].permute(1, 2, 0)[inside], 0 * t, atol=1e-6)
@@ -674,7 +674,7 @@ axis.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
 show.crisp(figure)
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: both have their minimum at the truth and agree at whole pixels; only one has a gradient; ours is the package's.
+# Check: both have their minimum at the truth; only one has a gradient, the package's.
 from minimodel import losses
 
 assert gradients["nearest"] == 0 < gradients["bilinear"]

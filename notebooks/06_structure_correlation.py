@@ -489,6 +489,7 @@ off = [value for (value,) in rows.values()]
 assert off[1] < 0.1 and off[4] < off[2] < 0.5 * off[0] and off[3] > off[0]
 
 # %% jupyter={"source_hidden": true}
+# Flows by Eq. 8, and the truth.
 flows = {"true flow": true_flow, "Eq. 8, perfect": softmax_flow(perfect), "Eq. 8, tiny": softmax_flow(C)}
 flows |= {"Eq. 8, mirrored": softmax_flow(confusing)}
 longest = true_flow.norm(dim=1).max().item()

@@ -323,7 +323,7 @@ print(f"not shifted: {curves[0][0]:.1f} pixels off, after three steps {curves[0]
 # is the updater's task, and with this prior it is a small one.
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: the compass repairs shifts within its reach, to a floor above the coarse flow's own error.
+# Check: the compass repairs shifts within its reach, to a floor above the coarse error.
 assert (
     curves[4][1] < 0.35 * curves[4][0] and curves[8][-1] < 0.2 * curves[8][0] and curves[16][-1] < 0.2 * curves[16][0]
 )
@@ -687,7 +687,7 @@ show.crisp(figure)
 # is the unspoilt flow, which this quick pupil makes worse; the shipped updater, trained for long on the real task, doesn't.
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: lessons repair most of a shift, mostly by the scores; the shipped updater repairs hardly anything.
+# Check: lessons repair most of a shift, mostly by the scores; the shipped updater doesn't.
 for pixels in (4, 8):
     before, shipped, after, other = rows[f"shifted by {pixels} pixels"]
     assert after < 0.6 * before < 0.95 * before < shipped and other > 1.2 * after

@@ -359,6 +359,7 @@ print("all shut: a stranger's photo gives the same picture:", same[0])
 print("all open: nonsense for the coarser flows gives the same picture:", same[1])
 
 # %% jupyter={"source_hidden": true}
+# Gates moved as a whole.
 shifts = {"all shut": SHUT, "logits − 6": -6.0, "as they are": 0.0, "logits + 6": 6.0, "all open": OPEN}
 figure, axes = plt.subplots(1, 6, figsize=(9.6, 2))
 shown = [draw(unet, features, few.S, flows, [O_i + shift for O_i in logits])[0] for shift in shifts.values()]
@@ -489,6 +490,7 @@ rows = {way: [squares(pictures[name][way], hidden) / base for name in pictures] 
 show.table(rows, list(pictures), best={name: "low" for name in pictures})
 
 # %% jupyter={"source_hidden": true}
+# The contrast's painter under true gates.
 failed = painter_of(contrast, other_few_features, few, few_others, true_logits(few.visible))
 figure, axes = plt.subplots(2, 5, figsize=(9.2, 4))
 for n, line in enumerate(axes):

@@ -94,6 +94,7 @@ pictures = {name: way(strength_for(l1, way)) for name, way in spoil.items() if n
 pictures["mouth open"] = spoil["mouth open"](1.0)
 
 # %% jupyter={"source_hidden": true}
+# The pictures, and what was changed.
 change = {name: (picture - D).abs().mean(1, keepdim=True) for name, picture in pictures.items()}
 figure, axes = plt.subplots(2, 7, figsize=(11.2, 3.5), layout="constrained")
 axes[0, 0].imshow(D[0].permute(1, 2, 0))
@@ -153,7 +154,8 @@ features.eval().requires_grad_(False)
 print([tuple(layer.shape[1:]) for layer in features(D)])
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: our network is `FaceFeatures`. VGG-19 (with fresh weights here) gives five layers as well, from 64 to 512 channels.
+# Check: our network is `FaceFeatures`; VGG-19 gives five layers as well.
+# Fresh weights are enough to see its layers, from 64 to 512 channels.
 assert isinstance(load_features("faces"), FaceFeatures)
 assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(features(D), load_features("faces")(D), strict=True))
 assert [layer.shape[1] for layer in VGG19()(D[..., :32, :32])] == [64, 128, 256, 512, 512]
@@ -191,7 +193,7 @@ show.table(
 )
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: Equation 11 as loops is the package's loss; an open mouth and lost edges cost more than darkness.
+# Check: Equation 11 as loops is the package's loss; an open mouth costs more than darkness.
 for picture in pictures.values():
     assert torch.allclose(losses.perceptual_loss(features, picture, D), perceptual(picture, D), atol=1e-4)
 assert min(price["mouth open"], price["blurred"]) > 1.3 * price["darker"]
@@ -374,7 +376,7 @@ show.crisp(figure, photographs=True)
 # [notebook 8](08_occlusion_gated_unet.ipynb)). No paper has these.
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: the truth costs more than both learnt flows, is best where visible, and isn't where the gradient ends.
+# Check: the truth costs more than both learnt flows, and is best where visible.
 assert cost["true flow"] > 1.1 * max(cost["tiny-affine"], cost["tiny"])
 assert min(seen_l1, key=seen_l1.get) == min(error, key=error.get) == "true flow"
 lead = shares["true flow"] - shares["tiny-affine"]
@@ -464,7 +466,7 @@ show.crisp(figure, photographs=True)
 # So this loss never stands alone, and its gain doesn't show in L1 or PSNR.
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: network and losses are the package's; unseen faces score higher than themselves blurred.
+# Check: network and losses are the package's; unseen faces score above blurred ones.
 package = losses.Discriminator()
 package.load_state_dict(discriminator.state_dict())
 with torch.no_grad():

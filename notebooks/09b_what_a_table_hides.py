@@ -333,7 +333,7 @@ print("a jaw half and fully dropped:", "the same units" if torch.equal(half, who
 # A jaw that drops half as far as it should costs AUH nothing, because a unit is yes or no.
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: the four metrics are the package's; FID in one dimension; the reader reads yaw in degrees.
+# Check: the four metrics are the package's; FID in one dimension; yaw is read in degrees.
 answers = [assessors(picture) for picture in pictures.values()]
 for other in answers:
     found = other.found & answer.found
@@ -532,7 +532,7 @@ print(
 print("flow error on the face:", "tiny leaves under a fifth of copying's" if moved < still / 5 else "?")
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: the oracle wins where visible, loses where hidden and in PSNR; hidden pixels make most of its error.
+# Check: the oracle wins where visible, loses where hidden and in PSNR.
 quality = {name: psnr(made, driving).mean().item() for name, made in lines.items()}
 assert quality["copy"] < quality["oracle"] < quality["tiny"] < quality["oracle, hidden pixels painted"]
 assert l1_where(lines["oracle"], visible) < l1_where(lines["tiny"], visible)

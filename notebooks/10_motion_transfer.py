@@ -168,8 +168,8 @@ def relative_naive(source, driving, start):
 relative = transfer.relative(photo_motion, film_motion, film_motion[:1])
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: the package's does the same; it doesn't care where in its picture, and how large, the driving person is; and if
-# film and photo show one person, relative is standard.
+# Check: the package's does the same, wherever and how large the driving person is;
+# and if film and photo show one person, relative is standard.
 by_hand = relative_naive(photo_motion, film_motion, film_motion[:1])
 assert torch.allclose(by_hand.points, relative.points, atol=1e-5)
 assert torch.allclose(by_hand.affine, relative.affine, atol=1e-3)
@@ -296,7 +296,7 @@ for column, (name, (start, mode)) in enumerate(verdicts.items()):
 show.crisp(figure, photographs=True)
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: the package measures the same; the film shows the first photo's pose, and the third's less.
+# Check: the package measures the same; the film shows the third photo's pose less.
 both = Motion(photo_landmarks[:1]), Motion(film_landmarks)
 assert torch.allclose(transfer.shape_distance(*both), curves[0], rtol=1e-3)
 assert transfer.best_start(*both) == verdicts["the film's first pose"][0]
@@ -397,7 +397,7 @@ with torch.no_grad():
 print("equal to the package's:", torch.allclose(ours, rows_of(packaged), atol=1e-4))
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: as printed; and this network belongs to the points of one model, others are refused.
+# Check: as printed; a network for the points of another model is refused.
 assert torch.allclose(ours, rows_of(packaged), atol=1e-4)
 assert torch.equal(transfer.flatten(film_motion), rows_of(film_motion))
 assert torch.equal(transfer.unflatten(rows_of(film_motion), film_motion).affine, film_motion.affine)
@@ -411,6 +411,7 @@ except ValueError as refusal:
     assert "points of other weights" in str(refusal)
 
 # %% jupyter={"source_hidden": true}
+# The film by avd, and the truth.
 show.crisp(draw_rows({"avd": animate(packaged), "truth": truth}, shown, ["avd", "truth"]), photographs=True)
 
 # %% [markdown]
@@ -614,7 +615,7 @@ show.table(
 )
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: the package's measure, on a film that is the true answer itself: standard is the same person then.
+# Check: the package's measure, on a film that is the true answer itself.
 short = benchmark.cross_clip("short", wide, narrow, speech[::8], speech[:1], SIZE)
 itself = benchmark.CrossClip(driving=short.truth.frames, truth=short.truth, landmarks=short.landmarks)
 rows = protocols.evaluate_transfer(model, [itself]).rows

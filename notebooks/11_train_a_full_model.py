@@ -114,7 +114,7 @@ millions = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part
 print("million parameters:", {name: round(number, 2) for name, number in millions.items()})
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: a part's sizes are changed by name; what travels between the parts; which class each prior is.
+# Check: sizes are changed by name; what travels between the parts; each prior's class.
 slim = AnimationModel.from_preset("tiny", unet=HourglassSizes(base=16, levels=3, maximum=64))
 assert slim.config.unet.base == 16 and slim.config.detector == PRESETS["tiny"].detector
 sizes = {
@@ -404,7 +404,7 @@ print(
 # `minimodel evaluate` prints the same over all twenty people, with every measure.
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: shipped models lie beyond the middle between copy and oracle; the taught flow is the truest.
+# Check: shipped models lie past the middle of copy and oracle; the taught flow is truest.
 half_way = (rows["copy"]["PSNR"] + rows["oracle"]["PSNR"]) / 2
 flow_measures = [m for m in rows["copy"] if m.startswith("flow")]
 assert {f.name for f in fields(EvaluationClip)} > {"frames", "truth"} and isinstance(clips[0].truth, Truth)
@@ -482,7 +482,7 @@ show.film(torch.cat([video, *made], dim=3), fps=5, side=160)
 # VoxCeleb at 256 pixels, after a day on four GPUs, with one run a row.
 
 # %% jupyter={"source_hidden": true}
-# From RESULTS.md. L1, PSNR and the flow's error on the face, each seed without and with refinement.
+# From RESULTS.md: L1, PSNR, flow's error on the face; each seed without and with refinement.
 runs = {
     "affine": ([0.0314, 0.0307, 0.0302, 0.0321, 0.0318], [0.0305, 0.0314, 0.0301, 0.0311, 0.0307],
                [24.20, 24.34, 24.38, 24.11, 24.04], [24.29, 24.10, 24.40, 24.23, 24.22],
@@ -629,7 +629,7 @@ show.crisp(figure)
 # *Four findings in one figure. What the model is told decides more than how its flow is refined.*
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: the numbers of the figure are those of the table; the taught model's flow and gates.
+# Check: the figure's numbers are the table's; the taught model's flow and gates.
 mean = {prior: [sum(v) / len(v) for v in values] for prior, values in runs.items()}
 assert (
     abs(mean["splines"][2] - mean["affine"][2] - 0.90) < 0.01

@@ -130,7 +130,7 @@ for axis, line in zip(figure.axes, (line_S, line_D, line_D), strict=True):
 show.crisp(figure, photographs=True)
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: smallest motion is nearly the shift; the smallest positions lie on the line y = x / 2.
+# Check: smallest motion is nearly the shift; smallest positions lie on y = x / 2.
 assert (distances.mean((2, 3)) - torch.tensor([0.2, 0.1])).abs().max() < 0.1
 fetched = positions + identity_grid(SIZE, SIZE)
 assert (fetched[:, 1] - 0.5 * fetched[:, 0]).abs().max() < 1e-3
@@ -186,7 +186,7 @@ show.table(
 )
 
 # %% jupyter={"source_hidden": true} tags=["check"]
-# Check: by hand and package agree, also in the gradient; the gradient is exact where the rank is full.
+# Check: by hand and package agree; the gradient is exact where the rank is full.
 for L in (regular, singular):
     assert torch.allclose(solve_by_hand(L, b), tps.solve_symmetric(L, b, smallest=1e-12))
 assert gradient(through_eigenvectors, singular, b) == "NaN" and gradient(solve_by_hand, singular, b) == "finite"

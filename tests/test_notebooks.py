@@ -56,6 +56,13 @@ def test_a_mark_stands_alone_on_its_line(path):
     assert all(MARK.fullmatch(line.removeprefix("# ")) for line in lines)
 
 
+def test_the_line_that_stands_for_hidden_code_fits_a_narrow_page(path):
+    """JupyterLab shows the first line of a folded cell without breaking it."""
+    cells = nbformat.read(path, 4).cells
+    hidden = [cell for cell in cells if cell.metadata.get("jupyter", {}).get("source_hidden")]
+    assert not [line for line in (cell.source.splitlines()[0] for cell in hidden) if len(line) > 92]
+
+
 # Modules that are there for the command line, and the renderer's inner parts, aren't what the course teaches.
 TAUGHT = (
     *("warping", "affine", "tps", "keypoints", "tokens", "landmarks", "landmark_motion", "dense_motion", "correlation"),
