@@ -319,7 +319,8 @@ axis.legend(fontsize=9, loc="upper left", ncols=3)
 show.crisp(figure)
 
 # %% [markdown]
-# *In every layer the true flow costs more than a learnt one, and the deeper the layer, the more so.*
+# *In every layer the true flow costs more than a learnt one. The deeper the layer, the less the true flow gains over
+# copying.*
 #
 # The truth isn't wrong: where the source shows the pixel, the true flow has the smallest L1 (last column). The rest of the
 # pixels is hidden in the source. There the true flow points behind what covers the place, and fetches something else.
