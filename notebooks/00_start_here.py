@@ -396,6 +396,7 @@ assert sum(counts) == sum(p.numel() for p in model.parameters())
 # | [A1 · Published code](A1_published_code.ipynb) | What do the papers' programs do otherwise? | 40 | ★★★ |
 # | [A2 · Numerics](A2_numerics.ipynb) | What do roundings and gradients spoil, and how does the wall move? | 30 | ★★★ |
 # | [A3 · Motion tokens](A3_motion_tokens.ipynb) | How does a transformer find points? | 30 | ★★ |
+# | [A4 · Live, on your own photo](A4_live_on_your_own_photo.ipynb) | What does it do with your own photo, live? | 5 | ★ |
 #
 # ## Exercises
 #
