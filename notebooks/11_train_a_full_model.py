@@ -135,12 +135,12 @@ assert {AffinePrior, SplinePrior, LandmarkPrior, NoPrior} == {
 # ## 2 · One training step, in the open
 #
 # A pair is two frames of one video. The model gets S and D and must give back D. D enters through ten points and
-# matrices only, too little for a picture, so the looks must come from S. The losses are those of MRFA's section 3.4, and a
-# third one from FOMM for the matrices:
+# matrices only, too little for a picture, so the looks must come from S. The losses are those of MRFA's section 3.4
+# (Eq. 11 to 13), and a third one from FOMM, $\mathcal L_A$, which is the same for the matrices as the one for the points:
 #
 # $$\mathcal L = 10\,\mathcal L_{per}(\hat D, D) + 10\,\mathcal L_{per}(\text{painted}, D)
 # + 100 \operatorname{mean} \lVert p^D - \mathbf W(p^{\mathbf W(D)}) \rVert_1
-# + 10\,(\text{the same for the matrices}) \tag{MRFA 11 to 13}$$
+# + 10\,\mathcal L_A$$
 #
 # Four choices. The **paper** weighs its losses alike (Eq. 13). The **published code** has 10 for all of them. The 100 is **ours**: in runs
 # of an hour points must hold still soon. The second term is **ours**: it compares the picture before the last gate mixes the
@@ -219,7 +219,9 @@ by_hand, _ = training_step(model, copy.deepcopy(model), adam(model), S, D, W)
 same = all(abs(by_hand[name] / term.item() - 1) < 1e-4 for name, term in by_package.items())
 print("The step by hand gives the package's losses." if same else "The losses differ.")
 show.table(
-    {"by hand": list(by_hand.values()), "package": [t.item() for t in by_package.values()]}, list(by_hand), digits=1
+    {"by hand": list(by_hand.values()), "package": [by_package[name].item() for name in by_hand]},
+    list(by_hand),
+    digits=1,
 )
 
 # %% jupyter={"source_hidden": true} tags=["check"]
@@ -340,7 +342,7 @@ first, last = (sum(line["perceptual"] for line in part) / third for part in (ful
 print("The perceptual loss falls." if last < first else "It doesn't fall.")
 
 # %% [markdown]
-# *Pale: single batches. Dark: a running mean over a tenth of them.* The affine loss hardly moves in minutes. Matrices begin as the
+# *Pale: single batches. Dark: a running mean over a tenth of them; in a run of a minute both are one line.* The affine loss hardly moves in minutes. Matrices begin as the
 # identity; as long as they don't depend on the picture, each random turn costs what it costs at the start.
 
 # %% jupyter={"source_hidden": true} tags=["check"]
