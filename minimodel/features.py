@@ -26,7 +26,7 @@ VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
 class _VGG(nn.Module):
     """Five blocks of 3 x 3 convolutions with pooling between them; each block gives one list entry of features.
 
-    Module names equal torchvision's, so its weights load by name.
+    Module names equal torchvision's, so its weights load by name. ``layers`` is the number of first entries to compute.
     """
 
     depths: tuple[int, ...]  # convolutions in each block
@@ -52,12 +52,14 @@ class _VGG(nn.Module):
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
 
-    def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+    def forward(self, image: Float[Tensor, "b 3 h w"], layers: int = 5) -> list[Tensor]:
         x, taken = (image - self.mean) / self.std, []
         for name, layer in self.features.named_children():
             x = layer(x)
             if name in self.taps:
                 taken.append(x)
+            if len(taken) == layers:  # what lies deeper isn't computed
+                break
         return taken
 
 
@@ -72,7 +74,7 @@ class FaceFeatures(nn.Module):
 
     Such features depend on parts and edges but little on colour. Therefore the picture itself is returned as the first
     feature, times ``picture``. Each other feature is divided by its mean size over training faces (``scale``), so that
-    all features count about alike in a loss.
+    all features count about alike in a loss. ``layers`` is the number of first features to compute.
     """
 
     source: str  # the name of the loaded weights, for tables; set by `load_features`
@@ -93,9 +95,9 @@ class FaceFeatures(nn.Module):
             inputs = width
         self.register_buffer("scale", torch.ones(len(self.widths)))
 
-    def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+    def forward(self, image: Float[Tensor, "b 3 h w"], layers: int = 5) -> list[Tensor]:
         x, taken = 2 * image - 1, [self.picture * image]
-        for block, scale in zip(self.blocks, self.scale):
+        for block, scale in zip(self.blocks[: layers - 1], self.scale):
             x = block(x if len(taken) == 1 else F.avg_pool2d(x, 2))
             taken.append(x / scale)
         return taken

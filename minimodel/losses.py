@@ -6,7 +6,7 @@ Our own are `smoothness`, `background_mask_loss`, and four that need the truth, 
 Notebook: ``notebooks/09a_what_a_loss_sees.ipynb``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -20,7 +20,7 @@ from minimodel.warping import flow_to_pixels, full_precision, identity_grid, res
 
 
 def perceptual_loss(
-    features: nn.Module,
+    features: Callable[[Tensor], Sequence[Tensor]],
     generated: Float[Tensor, "b 3 h w"],
     driving: Float[Tensor, "b 3 h w"],
     *,
@@ -35,15 +35,30 @@ def perceptual_loss(
 
     >>> loss = perceptual_loss(load_features("faces"), output.image, driving)
     """
-    total = generated.new_zeros(())
+    (total,) = perceptual_losses(features, [generated], driving, scales=scales, smallest=smallest, layers=layers)
+    return total
+
+
+def perceptual_losses(
+    features: Callable[[Tensor], Sequence[Tensor]],
+    pictures: Sequence[Float[Tensor, "b 3 h w"]],
+    driving: Float[Tensor, "b 3 h w"],
+    *,
+    scales: Sequence[int] = (1, 2, 4, 8),
+    smallest: int = 16,
+    layers: int | None = None,
+) -> list[Float[Tensor, ""]]:
+    """The `perceptual_loss` of each of several pictures. The driving frame's features are computed once for all."""
+    totals = [driving.new_zeros(()) for _ in pictures]
     for scale in scales:
-        if min(generated.shape[-2:]) // scale < smallest:
+        if min(driving.shape[-2:]) // scale < smallest:
             continue
-        prediction = features(F.avg_pool2d(generated, scale))
         with torch.no_grad():
             target = features(F.avg_pool2d(driving, scale))
-        total = total + sum(F.l1_loss(a, b) for a, b in list(zip(prediction, target, strict=True))[:layers])
-    return total
+        for index, picture in enumerate(pictures):
+            pairs = list(zip(features(F.avg_pool2d(picture, scale)), target, strict=True))[:layers]
+            totals[index] = totals[index] + sum(F.l1_loss(a, b) for a, b in pairs)
+    return totals
 
 
 def equivariance_points(

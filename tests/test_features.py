@@ -24,6 +24,21 @@ def vgg():
     return VGG19().eval()
 
 
+@pytest.mark.parametrize("kind", [VGG19, FaceFeatures])
+def test_the_first_layers_are_those_of_all_and_nothing_deeper_is_computed(kind):
+    torch.manual_seed(0)
+    network, image, calls = kind().eval(), torch.rand(1, 3, 32, 32), []
+    every = network(image)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda *_: calls.append(None))
+    for layers, convolutions in zip((1, 3, 5), (1, 5, 13) if kind is VGG19 else (0, 4, 8), strict=True):
+        calls.clear()
+        first = network(image, layers)
+        assert len(first) == layers and len(calls) == convolutions
+        assert all(torch.equal(a, b) for a, b in zip(first, every, strict=False))
+
+
 def test_vgg19_has_the_names_and_shapes_of_torchvision(vgg):
     shapes = {name: tuple(value.shape) for name, value in vgg.state_dict().items()}
     numbers = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28)

@@ -12,6 +12,7 @@ from minimodel.losses import (
     equivariance_points,
     parsing_loss,
     perceptual_loss,
+    perceptual_losses,
     smoothness,
     transformed_frame,
     warp_loss,
@@ -31,6 +32,22 @@ def test_perceptual_loss_sums_layers_and_scales():
     assert torch.allclose(perceptual_loss(Raw(), a, b), torch.tensor(2 * 3 * 0.25))
     assert torch.allclose(perceptual_loss(Raw(), a, b, smallest=32), torch.tensor(3 * 0.25))
     assert torch.allclose(perceptual_loss(Raw(), a, b, layers=1), torch.tensor(2 * 0.25))
+
+
+def test_perceptual_losses_of_several_pictures_look_at_the_driving_frame_once():
+    first, second, driving = torch.rand(3, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    seen = []
+
+    def features(image):
+        seen.append((image, torch.is_grad_enabled()))
+        return [image, image.square()]
+
+    options = dict(scales=(1, 2), layers=1)
+    both = perceptual_losses(features, [first, second], driving, **options)
+    assert len(seen) == 6 and [torch.equal(image, driving) for image, _ in seen].count(True) == 1
+    assert [learns for image, learns in seen if torch.equal(image, driving)] == [False]
+    alone = [perceptual_loss(features, picture, driving, **options) for picture in (first, second)]
+    assert torch.equal(torch.stack(both), torch.stack(alone)) and both[0] != both[1]
 
 
 def analytic_case():

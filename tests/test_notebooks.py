@@ -92,6 +92,7 @@ WITHOUT_A_CELL = {
     "evaluation/inception": {"Inception", "load_inception"},
     "evaluation/lpips": {"AlexNet", "VGG16", "load_lpips"},
     "features": {"FaceTasks"},  # what trains the features; it isn't kept
+    "losses": {"perceptual_losses"},  # `perceptual_loss` of several pictures at once
     "config": {"System"},  # the rows of `SYSTEMS`
     # What the factory and a benchmark's inner loop are made of.
     "model": {"build_generator", "build_refiner", "build_structure"},

@@ -1,6 +1,7 @@
 """One training step: the model and all its losses under one ``forward``."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -159,20 +160,22 @@ class TrainingStep(nn.Module):
         """Multiply each term by the weight of its name."""
         return {name: getattr(self.weights, name) * term for name, term in terms.items()}
 
-    def difference(self, image: Tensor, driving: Tensor, layers: int = 5) -> Tensor:
-        """The loss of a picture against the driving frame: the perceptual loss of the first ``layers`` layers, and L1
-        if the prior asks for it. Fewer layers weigh as much as all five."""
-        loss = losses.perceptual_loss(self.features, image, driving, layers=layers)
-        loss = self.weights.perceptual * 5 / layers * loss
-        return loss + self.weights.l1 * F.l1_loss(image, driving) if self.model.prior.compares_pixels else loss
+    def differences(self, pictures: dict[str, Tensor], driving: Tensor, layers: int = 5) -> dict[str, Tensor]:
+        """The losses of pictures against the driving frame, by name: the perceptual loss of the first ``layers``
+        layers, and L1 if the prior asks for it. Fewer layers weigh as much as all five."""
+        features = self.features if layers == 5 else partial(self.features, layers=layers)
+        found = losses.perceptual_losses(features, list(pictures.values()), driving)
+        terms = {name: self.weights.perceptual * 5 / layers * loss for name, loss in zip(pictures, found, strict=True)}
+        if self.model.prior.compares_pixels:
+            terms = {name: terms[name] + self.weights.l1 * F.l1_loss(pictures[name], driving) for name in terms}
+        return terms
 
     def motion_terms(self, source: SourceState, stages: Stages, driving: Tensor) -> dict[str, Tensor]:
         """The losses of the source warped by the last flow and, if there is a refiner, by the coarse flow."""
-        terms = {"moved": self.difference(stages.warped_source, driving, MOTION_LAYERS)}
+        pictures = {"moved": stages.warped_source}
         if self.model.refiner is not None:
-            coarse = resize_flow(stages.coarse.flow, size_of(driving))
-            terms["coarse"] = self.difference(warp(source.image, coarse), driving, MOTION_LAYERS)
-        return terms
+            pictures["coarse"] = warp(source.image, resize_flow(stages.coarse.flow, size_of(driving)))
+        return self.differences(pictures, driving, MOTION_LAYERS)
 
     def picture_terms(self, output: Output, driving: Tensor, lots: Tensor | None = None) -> dict[str, Tensor]:
         """The losses of the rendered picture, and of the painted one before it was blended with the warped source.
@@ -181,11 +184,12 @@ class TrainingStep(nn.Module):
         blended = output.painted is not output.image
         if blended and self.weights.visibility and lots is not None:
             chosen = (lots[:, 1] < 0.5).view(-1, 1, 1, 1)
-            return {"perceptual": self.difference(torch.where(chosen, output.image, output.painted), driving)}
-        terms = {"perceptual": self.difference(output.image, driving)}
+            return self.differences({"perceptual": torch.where(chosen, output.image, output.painted)}, driving)
+        pictures = {"perceptual": output.image}
         if blended:
             # Or the generator would hardly learn wherever the gate trusts the warped source, which soon is everywhere.
-            terms["painted"] = self.difference(output.painted, driving)
+            pictures["painted"] = output.painted
+        terms = self.differences(pictures, driving)
         if self.discriminator is not None:
             terms |= self.adversaries(self.discriminator, output.image, driving)
         return terms
