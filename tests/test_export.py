@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from minimodel.__main__ import main
 from minimodel.commands import export as command
-from minimodel.commands.export import NEEDED, ExportConfig, compare, export, split
+from minimodel.commands.export import NEEDED, ExportConfig, compare, export, solve_two_by_two, split
 from minimodel.data.video import Clip
 from minimodel.errors import MinimodelError
 from minimodel.model import AnimationModel
@@ -93,6 +93,13 @@ def test_the_tool_animates_without_torch(tmp_path):
     assert (made - expected).abs().mean() < 0.02 < (made - photo).abs().mean()  # the film is compressed
 
 
+@pytest.mark.parametrize("left", [True, False])
+def test_what_onnx_lacks_is_solved_as_torch_does(left):
+    matrix, right = torch.randn(2, 5, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = torch.linalg.solve(matrix, right, left=left)
+    assert torch.allclose(solve_two_by_two(matrix, right, left=left), expected, atol=1e-9)
+
+
 def test_a_graph_with_other_numbers_is_refused_and_nothing_is_left(tmp_path, monkeypatch):
     torch.manual_seed(0)
     AnimationModel.from_preset("tiny", system="fomm").save(tmp_path / "m.safetensors")
@@ -124,6 +131,11 @@ def test_what_cannot_be_exported_is_said_in_one_line(tmp_path, monkeypatch, caps
     assert "weights 'huge': no such file" in refused("--weights", "huge", "--format", "pt2")
     monkeypatch.setattr(command, "find_spec", lambda name: None if name == "onnxruntime" else name)
     assert 'needs onnxruntime: pip install "minimodel[onnx]"' in refused("--format", "onnx")
+    loaded = AnimationModel.load("tiny-affine")
+    loaded.config = None  # as of published weights
+    with monkeypatch.context() as patch:
+        patch.setattr(command.AnimationModel, "load", lambda name: loaded)
+        assert "taichi.pth: a published checkpoint" in refused("--weights", "taichi.pth", "--format", "pt2")
     (tmp_path / "file").touch()
     assert "file/out: can't be written" in refused("--weights", "tiny-affine", "--format", "pt2", output="file/out")
     assert "file: is there already" in refused("--weights", "tiny-affine", "--format", "pt2", output="file")
