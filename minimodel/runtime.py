@@ -1,5 +1,5 @@
 """The machine: which device computes, what its memory allocator keeps, and the layout and precision in which models
-render."""
+render and are trained."""
 
 import ctypes
 from contextlib import AbstractContextManager, nullcontext

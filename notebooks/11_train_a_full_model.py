@@ -297,6 +297,7 @@ config = TrainConfig(
     batch=max(1, 8 // gpus) * gpus,  # the GPUs share a batch evenly: 8 pairs on 1, 2 or 4, 6 on 3, 5 on 5
     evaluate=("../data_samples/ada.mp4",),
     evaluate_minutes=1000,
+    precision="float32",  # "auto" takes bfloat16 where that is quicker
 )
 if gpus > 1:
     from accelerate import notebook_launcher

@@ -68,7 +68,18 @@ def trained(folder):
 
 
 def command(folder, *more, table="mrfa-3", rows=("affine", "npmr"), seeds="0"):
-    asked = ["--output", str(folder), "--rows", *rows, "--seeds", *seeds.split(), "--device", "cpu"]
+    asked = [
+        "--output",
+        str(folder),
+        "--rows",
+        *rows,
+        "--seeds",
+        *seeds.split(),
+        "--device",
+        "cpu",
+        "--precision",
+        "float32",
+    ]
     return ["ablate", table, *asked, *more]
 
 

@@ -46,7 +46,9 @@ class Noise(PairSource):
 
 def test_a_prior_and_pairs_of_ones_own(tmp_path):
     model = AnimationModel(prior=GivenPoints(), generator=GatedUNet(**UNET), image_size=32)
-    trained = train(TrainConfig(tmp_path, steps=3, batch=2, device="cpu"), model=model, sources=[Noise()])
+    trained = train(
+        TrainConfig(tmp_path, steps=3, batch=2, device="cpu", precision="float32"), model=model, sources=[Noise()]
+    )
     faces = synthetic.Faces(synthetic.sample_identities(1, 0), synthetic.sample_states(3, 0))
     scores = evaluate(trained, [synthetic_clip("a", faces, 32)], load_features())
     assert {"PSNR", "flow, face (px)"} <= scores.rows["model"].keys()
@@ -74,7 +76,7 @@ class Tinted(nn.Module, Generator):
 
 
 def test_a_generator_of_ones_own(tmp_path):
-    config = TrainConfig(tmp_path, steps=3, batch=2, device="cpu")
+    config = TrainConfig(tmp_path, steps=3, batch=2, device="cpu", precision="float32")
     model = AnimationModel(prior=GivenPoints(), generator=Tinted(), image_size=32)
     before = model.generator.tint.weight.detach().clone()
     trained = train(config, model=model, sources=[Noise()])

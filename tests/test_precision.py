@@ -1,4 +1,4 @@
-"""Rendering in bfloat16: only where it was asked for, only in convolutions, and close to float32."""
+"""Rendering and training in bfloat16: only where it was asked for, only in networks, and close to float32."""
 
 import json
 
@@ -10,11 +10,19 @@ from minimodel import runtime
 from minimodel.commands import animate as command
 from minimodel.commands import bench as bench_command
 from minimodel.commands.animate import AnimateConfig, animate
-from minimodel.commands.bench import BenchConfig, bench
+from minimodel.commands.bench import BenchConfig, bench, time_training
 from minimodel.commands.evaluate import EvaluateConfig, run_evaluation
 from minimodel.data import synthetic
+from minimodel.errors import MinimodelError
+from minimodel.features import load_features
 from minimodel.model import AnimationModel
-from minimodel.runtime import multiplies_bfloat16, pick_precision
+from minimodel.runtime import in_precision, multiplies_bfloat16, pick_precision
+from minimodel.tps import random_transforms
+from minimodel.training.ablation import AblateConfig
+from minimodel.training.ablation import settings as settings_of_row
+from minimodel.training.loop import TrainConfig, train
+from minimodel.training.objective import LossWeights, TrainingStep
+from tests.test_train import SIZES, lines
 from tests.test_video import film
 
 CPU = torch.device("cpu")
@@ -87,7 +95,8 @@ def test_animate_takes_bfloat16_by_itself(name, expected, tmp_path, monkeypatch)
 
 
 def test_evaluate_and_bench_take_float32_unless_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_command, "time_training", lambda *_: 0.1)
+    trained_in = []
+    monkeypatch.setattr(bench_command, "time_training", lambda *given: trained_in.append(given[-1]) or 0.1)
     torch.manual_seed(0)
     AnimationModel.from_preset("tiny", system="fomm").save(tmp_path / "m.safetensors")
     film(tmp_path / "clips" / "a.mp4", count=3)
@@ -104,3 +113,73 @@ def test_evaluate_and_bench_take_float32_unless_asked(tmp_path, monkeypatch):
         )
         assert (torch.bfloat16 in types) == bool(chosen)
     assert numbers[0] != numbers[1]
+    assert list(dict.fromkeys(trained_in)) == ["float32", "bfloat16"]
+    model = AnimationModel.from_preset("tiny", system="fomm", **SIZES)
+    for precision in ("float32", "bfloat16"):
+        with Convolutions() as convolutions:
+            time_training(model, *torch.rand(2, 2, 3, 32, 32), 1, "faces", precision)
+        assert (torch.bfloat16 in convolutions.types) == (precision == "bfloat16")
+
+
+def small_run(output, **options):
+    options = dict(steps=1, batch=2, device="cpu", evaluate=(), system="fomm") | options
+    with Convolutions() as convolutions:
+        train(TrainConfig(output, **options), **SIZES)
+    return convolutions.types
+
+
+@pytest.mark.parametrize(
+    "name, able, expected", [("auto", True, True), ("auto", False, False), ("float32", True, False)]
+)
+def test_train_takes_bfloat16_by_itself(name, able, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "multiplies_bfloat16", lambda device: able)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16" if not expected else "no")  # decides nothing
+    types = small_run(tmp_path, precision=name)
+    assert (torch.bfloat16 in types) == expected
+    (output,) = tmp_path.glob("config.json")
+    assert json.loads(output.read_text())["precision"] == ("bfloat16" if expected else "float32")
+
+
+def test_a_run_goes_on_in_another_precision_only_if_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "multiplies_bfloat16", lambda device: False)
+    small_run(tmp_path, precision="bfloat16")
+    with pytest.raises(MinimodelError, match=r"\(precision bfloat16 -> float32\); --continue-with-changes"):
+        small_run(tmp_path, steps=2)
+    assert torch.bfloat16 in small_run(tmp_path, steps=2, precision="bfloat16")
+    assert torch.bfloat16 not in small_run(tmp_path, steps=3, continue_with_changes=True)
+    said = [json.loads((tmp_path / f"config{of}.json").read_text())["precision"] for of in ("", "-0000002")]
+    assert said == ["float32", "bfloat16"] and len(lines(tmp_path)) == 3
+
+
+def test_rows_of_a_table_are_trained_in_the_precision_that_is_asked_for(tmp_path):
+    for precision in ("auto", "float32", "bfloat16"):
+        config = AblateConfig("mrfa-3", output=tmp_path, precision=precision)
+        assert settings_of_row(config, "affine", 0)[0].precision == precision
+
+
+@pytest.mark.parametrize("parts", [dict(system="mrfa"), dict(system="tpsm"), dict(system="mrfa", prior="tokens")])
+def test_a_step_in_bfloat16_says_its_losses_in_float32_and_close_to_it(parts):
+    torch.manual_seed(0)
+    model = AnimationModel.from_preset("tiny", **parts)
+    generator = torch.Generator().manual_seed(0)
+    one, other = synthetic.sample_pairs(4, generator)
+    transform = random_transforms(4, generator)
+    batch = dict(control=transform.control, weights=transform.weights, affine=transform.affine)
+    batch |= dict(source=synthetic.render(one, 64), driving=synthetic.render(other, 64))
+    step = TrainingStep(model, load_features("faces"), LossWeights())
+    for motion_only in (False, True):
+        both = []
+        for precision in ("float32", "bfloat16"):
+            model.zero_grad()
+            with in_precision(precision, CPU):
+                terms = step(batch, motion_only=motion_only, progress=0.05)
+            sum(terms.values()).backward()
+            assert {term.dtype for term in terms.values()} == {torch.float32}
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            assert {gradient.dtype for gradient in gradients} == {torch.float32}
+            both.append((terms, torch.cat([gradient.flatten() for gradient in gradients])))
+        (exact, right), (rough, turned) = both
+        for name in exact:
+            assert rough[name].item() == pytest.approx(exact[name].item(), rel=0.02), name
+        assert torch.cosine_similarity(right, turned, dim=0) > 0.95
+        assert not torch.equal(right, turned)

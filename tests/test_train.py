@@ -81,8 +81,19 @@ def clips(tmp_path_factory):
 
 
 def settings(output, clips, **options):
-    """A small run on the CPU, where the same seed gives the same bits. `test_gpu.py` trains on a GPU."""
-    options = dict(device="cpu", data=("synthetic",), evaluate=(str(clips),), batch=4, evaluate_minutes=NEVER) | options
+    """A small run on the CPU, where the same seed gives the same bits. `test_gpu.py` trains on a GPU, and
+    `test_precision.py` in bfloat16."""
+    options = (
+        dict(
+            device="cpu",
+            precision="float32",
+            data=("synthetic",),
+            evaluate=(str(clips),),
+            batch=4,
+            evaluate_minutes=NEVER,
+        )
+        | options
+    )
     return TrainConfig(output, **{"steps": STEPS} | options if "minutes" not in options else options)
 
 
@@ -777,7 +788,7 @@ if __name__ == "__main__":
 
 
 def by_landmarks(output, **options):
-    options = dict(batch=4, steps=2) | options
+    options = dict(batch=4, steps=2, precision="float32") | options
     return TrainConfig(output, system="s2d", evaluate_minutes=NEVER, device="cpu", **options)
 
 

@@ -23,7 +23,7 @@ from minimodel.features import load_features
 from minimodel.landmarks import LANDMARKS
 from minimodel.model import AnimationModel
 from minimodel.motion import Motion, Output, SourceState
-from minimodel.runtime import Device, Precision, channels_last, pick_device, ready_to_render
+from minimodel.runtime import Device, Precision, channels_last, in_precision, pick_device, ready_to_render
 from minimodel.tps import random_transforms
 from minimodel.training.loop import PRESET_FEATURES
 from minimodel.training.objective import LossWeights, TrainingStep
@@ -52,7 +52,7 @@ class BenchConfig:
     repeats: int = 3
     """Runs of which the median is taken, after one that isn't counted."""
     precision: Precision = "float32"
-    """Of rendering."""
+    """Of rendering and training; a GPU trains in bfloat16 in either."""
     device: Device = "auto"
     """What computes; the best there is unless given."""
 
@@ -115,7 +115,8 @@ def bench_model(
     speeds = [f"{1 / per_frame:.1f} frames/s"]
     if model.config is not None:
         features = PRESET_FEATURES[model.config.preset]
-        train_pairs = partial(time_training, model, source, driving, config.repeats, features)
+        train_in: Precision = "bfloat16" if device.type == "cuda" else config.precision
+        train_pairs = partial(time_training, model, source, driving, config.repeats, features, train_in)
         results["pair"] = per_pair = train_pairs() / config.batch
         memory["training_memory"] = peak_memory(device, partial(train_pairs, 1))
         print(f"  a training pair  {per_pair:8.3f} s   with batches of {config.batch}")
@@ -272,10 +273,14 @@ def convolution_speed(device: torch.device) -> float:
 
 
 def time_training(
-    model: AnimationModel, source: Tensor, driving: Tensor, repeats: int, features: str = "faces"
+    model: AnimationModel,
+    source: Tensor,
+    driving: Tensor,
+    repeats: int,
+    features: str = "faces",
+    precision: Precision = "float32",
 ) -> float:
-    """Median seconds of a step that trains all parts: losses, gradients and Adam, on a GPU in bfloat16 as `train` does
-    it. Steps of motion alone cost less."""
+    """Median seconds of a step that trains all parts: losses, gradients and Adam. Steps of motion alone cost less."""
     step = channels_last(TrainingStep(model.train(), load_features(features), LossWeights()), source.device)
     optimizer = torch.optim.Adam(step.learned)
     transform = random_transforms(len(source), torch.Generator().manual_seed(0))
@@ -289,7 +294,7 @@ def time_training(
 
     def run():
         optimizer.zero_grad()
-        with torch.autocast(source.device.type, torch.bfloat16, enabled=source.device.type == "cuda"):
+        with in_precision(precision, source.device):
             loss = sum(step(batch).values())
         loss.backward()
         optimizer.step()

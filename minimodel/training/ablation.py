@@ -29,7 +29,7 @@ from minimodel.errors import MinimodelError, check_choice
 from minimodel.evaluation.benchmark import load_evaluation
 from minimodel.evaluation.protocols import evaluate
 from minimodel.features import load_features
-from minimodel.runtime import Device
+from minimodel.runtime import Device, Precision
 from minimodel.saving import whole_file
 from minimodel.training.loop import TrainConfig, TrainingStopped, train
 from minimodel.training.objective import LossWeights
@@ -211,6 +211,8 @@ class AblateConfig:
     """Folder; runs/ablate/TABLE unless given."""
     parallel: int = 1
     """How many rows are trained side by side."""
+    precision: Literal["auto", Precision] = "auto"
+    """Of training, as of `train`; models are measured in float32."""
     report: bool = False
     """Train nothing, only write the table of what is there."""
     device: Device = "auto"
@@ -367,7 +369,8 @@ def settings(config: AblateConfig, row: str, seed: int) -> tuple[TrainConfig, di
     options = {name: value for name, value in change.items() if name in of_training}
     sizes = {name: value for name, value in change.items() if name not in of_training}
     output = scores_path(config, row, seed).parent
-    shared: dict[str, Any] = dict(preset=config.preset, batch=BATCH, steps=config.pairs // BATCH, device=config.device)
+    shared: dict[str, Any] = dict(preset=config.preset, batch=BATCH, steps=config.pairs // BATCH)
+    shared |= dict(device=config.device, precision=config.precision)
     return TrainConfig(output, seed=seed, **shared, **options), sizes
 
 

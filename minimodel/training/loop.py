@@ -19,7 +19,7 @@ from datetime import timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -38,7 +38,7 @@ from minimodel.evaluation.protocols import evaluate, source_of, strip
 from minimodel.features import load_features
 from minimodel.landmarks import LandmarkDetector
 from minimodel.model import AnimationModel
-from minimodel.runtime import Device, channels_last, keep_freed_memory
+from minimodel.runtime import Device, Precision, channels_last, in_precision, keep_freed_memory, pick_precision
 from minimodel.saving import whole_file
 from minimodel.show import save_picture
 from minimodel.training.checkpoint import RunState, averaged_model, load_checkpoint, save_checkpoint
@@ -109,6 +109,9 @@ class TrainConfig:
     """Processes that prepare data; worth it beside a GPU."""
     continue_with_changes: bool = False
     """Go on with a run although settings differ that change what is learnt; the earlier ones are kept."""
+    precision: Literal["auto", Precision] = "auto"
+    """Of networks and losses: auto is bfloat16 where the processor multiplies it, which takes less time and learns as
+    well, else float32."""
     device: Device = "auto"
     """What computes; the best there is unless given. Several devices are given by `accelerate launch`."""
     loss: LossWeights = dataclasses.field(default_factory=LossWeights)
@@ -224,9 +227,9 @@ def train(
     # Steps of motion alone leave the generator's parameters without a gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     patient = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # while one process evaluates, the others wait
-    precision = "bf16" if torch.cuda.is_available() and config.device != "cpu" else None
     on_cpu = dict(cpu=True) if config.device == "cpu" else {}
-    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[unused, patient], **on_cpu)
+    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[unused, patient], **on_cpu)  # see `in_precision`
+    precision = pick_precision(config.precision, accelerator.device)
     if config.batch % accelerator.num_processes:
         raise MinimodelError(f"batch {config.batch} can't be shared evenly by {accelerator.num_processes} processes")
     torch.manual_seed(config.seed)
@@ -282,7 +285,7 @@ def train(
         log = None
         if accelerator.is_main_process:
             built = None if model.config is None else dataclasses.asdict(model.config)
-            known = dict(learning_rate=rate, features=source_of(features), model=built)
+            known = dict(learning_rate=rate, features=source_of(features), precision=precision, model=built)
             changes = dict(goes_on=goes_on, may_change=config.continue_with_changes)
             keep_settings(Path(config.output), dataclasses.asdict(config) | known, state.step, **changes)
             log = Log(config, state, source_of(features), model)
@@ -316,7 +319,9 @@ def train(
                 group["lr"] = rate * 0.1 ** sum(progress >= milestone for milestone in milestones)
             statistics = [buffer.clone() for buffer in model.buffers()]
             motion_only = state.step % (motion_steps + 1) > 0
-            terms = whole_step(batch, motion_only=motion_only, progress=progress)
+            optimizer.zero_grad()  # here, so that gradients don't take memory beside activations
+            with in_precision(precision, accelerator.device):
+                terms = whole_step(batch, motion_only=motion_only, progress=progress)
             loss = sum(terms.values())
             # Means over processes, so that all of them get the same numbers, and stop together.
             values = accelerator.reduce(torch.stack([loss, *terms.values()]).detach().float(), "mean")
@@ -324,7 +329,6 @@ def train(
             # On a CPU the backward pass of sampling would crash on a flow that isn't finite. A GPU would wait for the
             # question, and has no such crash.
             if accelerator.device.type != "cpu" or values[0].isfinite():
-                optimizer.zero_grad()
                 accelerator.backward(loss)
                 norm = accelerator.clip_grad_norm_(parameters, LARGEST_GRADIENT, norm_type=torch.inf)
             # The only numbers of a step that a GPU is waited for.
