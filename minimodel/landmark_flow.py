@@ -20,6 +20,7 @@ REACHES = (0.3, 0.15, 0.075, 0.035)
 HALF = 0.1  # where the Gaussians of all landmarks sum to it, half of the movement is left
 STEADY = 1e-6  # of a variance: keeps the affine map finite for landmarks in one place
 SOFT = 0.008  # half the width of a slit's edge, normalised: a pixel of 256
+INSET = 0.012  # from the edge of an opening to where the eye alone is seen
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def head_and_face_flows(
     The first is the affine map that brings the driving landmarks closest to the source's. The second adds what this
     map leaves at each landmark, by weighted means of Gaussians of ever smaller `REACHES`: each level adds what the
     levels before it have left. Far from all landmarks nothing is added. Landmarks above and below one of the `SLITS`
-    move their own side of it, and within the opening of an eye everything moves as its pupil does. Landmarks are
+    move their own side of it, and within the opening of an eye everything moves as its pupil does, as far as the source
+    shows the eye. Landmarks are
     normalised; ``size`` = (h, w).
 
     >>> head, face = head_and_face_flows(source_landmarks, driving_landmarks, (64, 64))
@@ -91,10 +93,32 @@ def head_and_face_flows(
         weights = _near(driving[..., 0], driving[..., 0], reach) * _near(driving[..., 1], driving[..., 1], reach)
         weights = weights * _seen(on_landmarks)
         left = left - weights @ left / (weights.sum(-1, keepdim=True) + HALF)
-    for index in range(len(_PUPILS)):
-        inside = openings[..., index].unflatten(1, size)[:, None]
-        face = torch.lerp(face, head + behind[:, index, :, None, None], inside)
+    for index, slit in enumerate(slit for slit in SLITS if slit.pupil is not None):
+        came = places + head.flatten(2).mT + behind[:, index, None]
+        ball = (_into_opening(came, source, places, driving, slit) - places).mT.unflatten(2, size)
+        face = torch.lerp(face, ball, openings[..., index].unflatten(1, size)[:, None])
     return head, face
+
+
+def _into_opening(
+    came: Float[Tensor, "b n 2"],
+    source: Float[Tensor, "b 74 2"],
+    places: Float[Tensor, "b n 2"],
+    driving: Float[Tensor, "b 74 2"],
+    slit: Slit,
+) -> Float[Tensor, "b n 2"]:
+    """Where ``places`` of the driving frame's eye ``came`` from, or the nearest place that the source's lids don't
+    cover: the white beside a lid is a better guess than the lid. Up to `INSET` as far from a lid as in the driving
+    frame."""
+    upper, lower = _edges(driving, slit)
+    hill, depth, _ = _along_and_down(places, driving[:, list(slit.corners)])
+    to_upper, to_lower = ((sign * (depth - hill * edge)).clamp_max(INSET) for sign, edge in ((1, upper), (-1, lower)))
+    upper, lower = _edges(source, slit)
+    hill, depth, down = _along_and_down(came, source[:, list(slit.corners)])
+    low, high = hill * upper + to_upper, hill * lower - to_lower
+    middle = (low + high) / 2
+    seen = torch.maximum(torch.minimum(depth, torch.maximum(high, middle)), torch.minimum(low, middle))
+    return came + (seen - depth)[..., None] * down[:, None]
 
 
 def _sums(
@@ -127,29 +151,34 @@ def _slits(
     """
     sides, openings = [], []
     for slit in SLITS:
-        corners = landmarks[:, list(slit.corners)]
-        depths = []
-        for edge in slit.edges:
-            hill, depth = _along_and_down(landmarks[:, list(edge)], corners)
-            depths.append((hill * depth).sum(1, keepdim=True) / hill.square().sum(1, keepdim=True).clamp_min(1e-6))
-        hill, depth = _along_and_down(places, corners)
-        above = torch.sigmoid((hill * (depths[0] + depths[1]) / 2 - depth) / (SOFT / 2))
+        upper, lower = _edges(landmarks, slit)
+        hill, depth, _ = _along_and_down(places, landmarks[:, list(slit.corners)])
+        above = torch.sigmoid((hill * (upper + lower) / 2 - depth) / (SOFT / 2))
         sides += [above, 1 - above]
         if slit.pupil is not None:
-            low, high = (torch.sigmoid((depth - hill * edge) / (SOFT / 2)) for edge in depths)
-            openings.append(low * (1 - high) * (hill > 0))
+            below_upper, below_lower = (torch.sigmoid((depth - hill * edge) / (SOFT / 2)) for edge in (upper, lower))
+            openings.append(below_upper * (1 - below_lower) * (hill > 0))
     return torch.stack(sides, dim=-1), torch.stack(openings, dim=-1)
+
+
+def _edges(landmarks: Float[Tensor, "b 74 2"], slit: Slit) -> tuple[Float[Tensor, "b 1"], Float[Tensor, "b 1"]]:
+    """How far the middles of a slit's upper and lower edge lie below the line between its corners."""
+    corners, depths = landmarks[:, list(slit.corners)], []
+    for edge in slit.edges:
+        hill, depth, _ = _along_and_down(landmarks[:, list(edge)], corners)
+        depths.append((hill * depth).sum(1, keepdim=True) / hill.square().sum(1, keepdim=True).clamp_min(1e-6))
+    return depths[0], depths[1]
 
 
 def _along_and_down(
     points: Float[Tensor, "b n 2"], corners: Float[Tensor, "b 2 2"]
-) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
-    """Where points lie by a slit's ``corners``: a parabola's height, 0 at both corners and 1 in the middle, and the
-    distance below the line from corner to corner."""
+) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"], Float[Tensor, "b 2"]]:
+    """Where points lie by a slit's ``corners``: a parabola's height, 0 at both corners and 1 in the middle; the
+    distance below the line from corner to corner; and the direction in which this is counted."""
     first, last = corners.unbind(1)
     length = (last - first).norm(dim=-1, keepdim=True).clamp_min(1e-6)
     right = (last - first) / length
     down = torch.stack([-right[:, 1], right[:, 0]], dim=-1)
     offset = points - first[:, None]
     share = ((offset * right[:, None]).sum(-1) / length).clamp(0, 1)
-    return 4 * share * (1 - share), (offset * down[:, None]).sum(-1)
+    return 4 * share * (1 - share), (offset * down[:, None]).sum(-1), down

@@ -331,7 +331,7 @@ for axis, (name, distances) in zip(axes, by.items()):
     pick = int(distances.argmin())
     ring = dict(s=130, facecolors="none", edgecolors="tab:red", linewidths=1.5, zorder=4)
     axis.scatter(distances[pick], errors[pick], label="what the search takes", **ring)
-    axis.set(xlabel=f"distance of {name}", xscale="log")
+    axis.set(xlabel=f"distance of {name}")
 axes[0].set_ylabel("landmark error (pixels)")
 axes[1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 figure.tight_layout()

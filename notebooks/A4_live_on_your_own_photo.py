@@ -48,7 +48,7 @@ from minimodel import AnimationModel, composition, show, transfer
 from minimodel.data import synthetic
 from minimodel.data.framing import crop, frame_photo
 from minimodel.data.video import Clip, read_image
-from minimodel.landmark_flow import head_and_face_flows
+from minimodel.landmark_flow import SLITS, head_and_face_flows
 from minimodel.landmarks import LandmarkDetector
 from minimodel.show import crisp, draw_pictures, playground
 from minimodel.training.teaching import pixel_weight
@@ -217,7 +217,7 @@ for changed in (aside, shut):
 # %% [markdown]
 # ## Landmarks move a face without any learning
 #
-# 74 pairs of landmarks say where 74 points of the face came from. Two steps of arithmetic make a flow of them
+# 74 pairs of landmarks say where 74 points of the face came from. Three steps of arithmetic make a flow of them
 # (**ours**, [`landmark_flow.py`](../minimodel/landmark_flow.py)):
 #
 # 1. **The head.** The affine map $A, t$ with the smallest $\sum_j |A\, l_j^D + t - l_j^S|^2$ moves every pixel.
@@ -225,26 +225,82 @@ for changed in (aside, shut):
 #    Around the landmarks it is added as a weighted mean, $\sum_j w_j(z)\, r_j \,/\, (0.1 + \sum_j w_j(z))$ with Gaussians
 #    $w_j(z) = e^{-|z - l_j^D|^2 / 2 s^2}$. A wide $s$ reaches the cheeks and blurs the lids. So there are four levels, each
 #    narrower than the last, and each adds what the levels before it have left at the landmarks.
+# 3. **The slits.** In a shut eye the landmarks of both lids lie in one place and say different things: the upper ones
+#    come from far above, the lower ones haven't moved. Their mean is wrong for both. So landmarks above the line in the
+#    middle of an eye or of the lips move only what lies above the line, and those below it what lies below. Between an
+#    eye's lids all moves as its pupil, as far as the source shows the eye. The edges of these openings are parabolas through both corners.
 
 
 # %%
-def flows_of(landmarks_S, landmarks_D, size, reaches=(0.3, 0.15, 0.075, 0.035)):  # (74, 2) twice
-    """The flows of head and face by the formulas above: (2, size, size) each, normalised."""
-    ones = torch.ones(74, 1)
-    fitted = torch.linalg.lstsq(torch.cat([landmarks_D, ones], 1), landmarks_S).solution  # (3, 2): A transposed, t
+def in_slit(points, landmarks, slit):  # (n, 2), (74, 2)
+    """Where points lie in a slit: the depth of its upper and its lower edge there, and their own; (n,) each."""
+    a, b = landmarks[list(slit.corners)]
+    right = (b - a) / (b - a).norm()
+    down = torch.stack([-right[1], right[0]])
+
+    def hill_and_depth(points):  # a parabola from corner to corner, and how far below the line between them
+        share = ((points - a) @ right / (b - a).norm()).clamp(0, 1)
+        return 4 * share * (1 - share), (points - a) @ down
+
+    edges = []
+    for edge in slit.edges:  # landmarks of the upper and of the lower edge
+        hill, depth = hill_and_depth(landmarks[list(edge)])
+        edges.append((hill * depth).sum() / hill.square().sum())
+    hill, depth = hill_and_depth(points)
+    return hill * edges[0], hill * edges[1], depth, down
+
+
+def who_counts(places, landmarks, *, are_landmarks=False):
+    """How much each landmark counts at each place (n, 74)."""
+    counts = torch.ones(len(places), 74)
+    for slit in SLITS:  # two eyes and the lips
+        upper, lower, depth, _ = in_slit(places, landmarks, slit)
+        above = torch.sigmoid(((upper + lower) / 2 - depth) / 0.004)
+        if are_landmarks:  # a landmark knows its side
+            above[list(slit.above)], above[list(slit.below)] = 1.0, 0.0
+        counts[:, list(slit.above)], counts[:, list(slit.below)] = above[:, None], 1 - above[:, None]
+        if slit.pupil is not None:
+            counts[:, slit.pupil] = 0
+    return counts
+
+
+def eye_behind_lids(flow, head, r, places, l_S, l_D):
+    """Within the eyes' openings put the movement of the pupils, never further than the source shows the eye."""
+    for slit in SLITS[:2]:
+        upper, lower, depth, _ = in_slit(places, l_D, slit)
+        inside = (
+            torch.sigmoid((depth - upper) / 0.004) * (1 - torch.sigmoid((depth - lower) / 0.004)) * (upper != lower)
+        )
+        to_upper, to_lower = (depth - upper).clamp_max(0.012), (lower - depth).clamp_max(0.012)
+        came = places + head + r[slit.pupil]
+        upper, lower, depth, down = in_slit(came, l_S, slit)
+        low, high = upper + to_upper, lower - to_lower
+        middle = (low + high) / 2
+        shown = depth.clamp(torch.minimum(low, middle), torch.maximum(high, middle))
+        flow = torch.lerp(flow, came + (shown - depth)[:, None] * down - places, inside[:, None])
+    return flow
+
+
+# %%
+def flows_of(l_S, l_D, size, reaches=(0.3, 0.15, 0.075, 0.035)):  # (74, 2) twice
+    """The flows of head and face: (2, size, size) each, normalised."""
     places = identity_grid(size, size).flatten(1).T  # (size * size, 2)
-    head = torch.cat([places, ones[:1].expand(len(places), 1)], 1) @ fitted - places
-    left = landmarks_S - torch.cat([landmarks_D, ones], 1) @ fitted
+    with_one = [torch.cat([points, torch.ones(len(points), 1)], 1) for points in (l_D, places)]
+    fitted = torch.linalg.lstsq(with_one[0], l_S).solution  # (3, 2): A transposed, t
+    head = with_one[1] @ fitted - places
+    r = left = l_S - with_one[0] @ fitted
+    counts, counts_there = who_counts(places, l_D), who_counts(l_D, l_D, are_landmarks=True)
     face = head
     for s in reaches:
-        w_places, w_landmarks = (
-            torch.exp(-torch.cdist(where, landmarks_D).square() / (2 * s**2)) for where in (places, landmarks_D)
-        )
-        face = face + w_places @ left / (0.1 + w_places.sum(1, keepdim=True))
-        left = left - w_landmarks @ left / (0.1 + w_landmarks.sum(1, keepdim=True))
+        w = counts * torch.exp(-torch.cdist(places, l_D).square() / (2 * s**2))
+        w_there = counts_there * torch.exp(-torch.cdist(l_D, l_D).square() / (2 * s**2))
+        face = face + w @ left / (0.1 + w.sum(1, keepdim=True))
+        left = left - w_there @ left / (0.1 + w_there.sum(1, keepdim=True))
+    face = eye_behind_lids(face, head, r, places, l_S, l_D)
     return [flow.T.unflatten(1, (size, size)) for flow in (head, face)]
 
 
+# %%
 SIZE = 128
 faces_S, faces_D = synthetic.sample_pairs(4, torch.Generator().manual_seed(5))
 S, D = (synthetic.render(faces, SIZE) for faces in (faces_S, faces_D))
@@ -269,16 +325,15 @@ show.table(errors, ["error at eyes and mouth, pixels of 64"], digits=1)
 # %% [markdown]
 # *The third row turns and places the heads. The fourth also has the driving frame's mouths, lids and looks, and nothing was
 # trained.* Two things are wrong in the fourth row. The flow doesn't end at the head's outline, so hair, shoulders and
-# background move with the face. And what the source hides stays hidden: eyes that are shut in the source, as in the last column,
-# don't open. The
-# prior `face` leaves both to networks: masks choose between these two flows, parts of learnt points (A3) and a background
+# background move with the face. And what the source hides stays hidden: eyes that are shut in the source, as in the last
+# column, don't open, and of half shut ones a strip is stretched. The prior `face` leaves both to networks: masks choose between these two flows, parts of learnt points (A3) and a background
 # that stands still, as in notebook 1, and the painter of notebook 8 fills what the source doesn't show.
 
 # %% jupyter={"source_hidden": true} tags=["check"]
 # Check: the package computes the same flows, and the face's are far nearer to the truth.
 for mine, package in zip((head, face), head_and_face_flows(l_S, l_D, (SIZE, SIZE)), strict=True):
     assert (mine - package).abs().max() < 2e-4
-assert errors["face"][0] < 0.65 * errors["head"][0] < 0.4 * errors["nothing"][0]
+assert errors["face"][0] < 0.5 * errors["head"][0] < 0.4 * errors["nothing"][0]
 
 # %% [markdown]
 # ## In five lines
@@ -287,13 +342,15 @@ assert errors["face"][0] < 0.65 * errors["head"][0] < 0.4 * errors["nothing"][0]
 # - **The paper says** (S2D, section 3.2) that 74 landmarks are enough to drive gaze, lids and mouth of any person.
 # - **Its code** isn't published.
 # - **We chose** to compute motion at 64 pixels and to move the photo at its own resolution, **ours**.
-# - **We measured** the time of a frame above, on the machine that ran this notebook.
+# - **We measured** the time of a frame above, on the machine that ran this notebook, and that the computed flow misses
+#   less than half of what an affine map of the head does, at eyes and mouth.
 #
 # | step | cell | module |
 # |---|---|---|
 # | find and cut the face | The photo | `data/framing.py` |
 # | landmarks of a photo | The photo | `landmarks.py` |
 # | motion from landmarks (S2D Eq. 1 to 6) | notebook 5 | `landmark_motion.py` |
+# | motion from landmarks without learning (ours) | Landmarks move a face without any learning | `landmark_flow.py`, `priors.FacePrior` |
 # | the photo's own resolution | Sliders | `composition.py` |
 # | relative transfer | A film | `transfer.py` |
 #

@@ -65,7 +65,18 @@ def test_the_line_that_stands_for_hidden_code_fits_a_narrow_page(path):
 
 # Modules that are there for the command line, and the renderer's inner parts, aren't what the course teaches.
 TAUGHT = (
-    *("warping", "affine", "tps", "keypoints", "tokens", "landmarks", "landmark_motion", "dense_motion", "correlation"),
+    *(
+        "warping",
+        "affine",
+        "tps",
+        "keypoints",
+        "tokens",
+        "landmarks",
+        "landmark_motion",
+        "landmark_flow",
+        "dense_motion",
+        "correlation",
+    ),
     *(
         "refinement",
         "generator",
@@ -114,9 +125,10 @@ WITHOUT_A_CELL = {
         ),
         "soften",
     },
+    "landmark_flow": {"Slit"},  # the rows of `SLITS`
     "motion": {"StructureLookup", "TrainingPair"},  # the kind of thing that `Correlation` is; what loss terms look at
     "show": {"Table", "save_picture"},  # what `table` returns; a file, which no cell writes
-    "priors": {"FacePrior", "Prior"},  # what the five have in common
+    "priors": {"Prior"},  # what the five have in common
     "tps": {"backward_spline"},  # a step of `part_flows`
     "transfer": {"own_avd"},  # of published models
 }
