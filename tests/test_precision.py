@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minimodel import runtime
@@ -134,6 +135,7 @@ def small_run(output, **options):
 def test_train_takes_bfloat16_by_itself(name, able, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(runtime, "multiplies_bfloat16", lambda device: able)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16" if not expected else "no")  # decides nothing
+    AcceleratorState._reset_state(reset_partial_state=True)  # or it would keep what it read first
     types = small_run(tmp_path, precision=name)
     assert (torch.bfloat16 in types) == expected
     (output,) = tmp_path.glob("config.json")
