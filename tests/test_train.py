@@ -927,6 +927,22 @@ def test_equivariance_compares_the_bent_frame_carried_back_and_counts_as_weighte
     assert weighted["affine"].item() == pytest.approx(3 * 0.25, rel=1e-3)
 
 
+def test_steps_of_motion_alone_compare_three_layers_and_others_all():
+    torch.manual_seed(0)
+    model, features = AnimationModel.from_preset("tiny", **SIZES), load_features("faces")
+    step, (source, driving) = TrainingStep(model, features, LossWeights()), torch.rand(2, 2, 3, 32, 32)
+    state = model.encode_source(source)
+    stages = model.move(state, model.encode_driving(driving))
+    output = model.paint(state, stages)
+    for terms, name, picture, weight, layers in (
+        (step.motion_terms(state, stages, driving), "moved", stages.warped_source, 10 * 5 / 3, 3),
+        (step.picture_terms(output, driving), "perceptual", output.image, 10, 5),
+        (step.picture_terms(output, driving), "painted", output.painted, 10, 5),
+    ):
+        expected = weight * losses.perceptual_loss(features, picture, driving, layers=layers)
+        assert torch.allclose(terms[name], expected, rtol=1e-5)
+
+
 def test_the_average_is_short_at_first():
     for number, share in ((0, 1), (1, 9 / 11), (90, 0.09), (10**6, 0.001)):
         model = torch.nn.BatchNorm1d(1, affine=False)
