@@ -110,8 +110,8 @@ class TrainConfig:
     continue_with_changes: bool = False
     """Go on with a run although settings differ that change what is learnt; the earlier ones are kept."""
     precision: Literal["auto", Precision] = "auto"
-    """Of networks and losses: auto is bfloat16 where the processor multiplies it, which takes less time and learns as
-    well, else float32."""
+    """Of networks and losses: auto is bfloat16 where the processor multiplies it, which takes less time, else
+    float32."""
     device: Device = "auto"
     """What computes; the best there is unless given. Several devices are given by `accelerate launch`."""
     loss: LossWeights = dataclasses.field(default_factory=LossWeights)
