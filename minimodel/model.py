@@ -96,7 +96,7 @@ class AnimationModel(nn.Module):
     ) -> SourceState:
         """Compute all that depends on the source alone.
 
-        ``landmarks`` (normalised) take the place of detection, for a prior that moves by landmarks. ``to_render`` False
+        ``landmarks`` (normalised) take the place of their detection, for a prior that uses them. ``to_render`` False
         leaves out features that `move` doesn't need. A `MinimodelError` is raised for pictures other than float RGB in
         [0, 1] with sides that are multiples of ``self.step``, and for landmarks that the prior can't use.
 
@@ -122,7 +122,8 @@ class AnimationModel(nn.Module):
     ) -> Motion:
         """Find the motion of driving frames.
 
-        ``landmarks`` (normalised) can take the place of frames, for a prior that moves by landmarks. With
+        ``landmarks`` (normalised) can take the place of frames, for a prior that moves by landmarks, or
+        spare the prior `face` their detection in the frames. With
         ``move_background`` the TPS prior moves the background as well, as the background moves between source and
         driving frame: right within one film, wrong for a photo that another film drives. Raises a `MinimodelError` as
         `encode_source` does, and without both frames and landmarks.
