@@ -343,8 +343,9 @@ first, last = (sum(line["perceptual"] for line in part) / third for part in (ful
 print("The perceptual loss falls." if last < first else "It doesn't fall.")
 
 # %% [markdown]
-# *Pale: single batches. Dark: a running mean over a tenth of them; in a run of a minute both are one line.* The affine loss hardly moves in minutes. Matrices begin as the
-# identity; as long as they don't depend on the picture, each random turn costs what it costs at the start.
+# *Pale: single batches. Dark: a running mean over a tenth of them, which in a short run is hardly smoother.* The affine loss
+# hardly moves in minutes. Matrices begin as the identity; as long as they don't depend on the picture, each random turn costs
+# what it costs at the start.
 
 # %% jupyter={"source_hidden": true} tags=["check"]
 # Check: it falls; the weights are there.

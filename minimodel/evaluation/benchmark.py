@@ -14,6 +14,7 @@ from minimodel.data import synthetic
 from minimodel.data.framing import center_crop_resize
 from minimodel.data.video import Clip, find_clips, read_all
 from minimodel.errors import MinimodelError
+from minimodel.landmarks import LIPS
 from minimodel.warping import identity_grid, to_pixels
 
 # The frozen benchmark: changing any of these, or the renderer, makes all earlier numbers incomparable.
@@ -23,7 +24,7 @@ BENCHMARK_CLIPS, BENCHMARK_FRAMES, BENCHMARK_STRIDE = 20, 25, 5  # five seconds 
 CROSS_FRAMES, CROSS_STRIDE = 11, 12
 CROSS = ("cross-aligned", "cross-plain")
 FACE = ("skin", "brows", "eyes", "nose", "upper lip", "lower lip", "mouth")
-RIGHT_EYE, LEFT_EYE, MOUTH = slice(36, 42), slice(42, 48), slice(48, 68)  # among the 74 landmarks
+RIGHT_EYE, LEFT_EYE, MOUTH = slice(36, 42), slice(42, 48), LIPS  # among the 74 landmarks
 
 
 @dataclass
