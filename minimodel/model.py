@@ -205,13 +205,21 @@ class AnimationModel(nn.Module):
     # --------------------------------------------------------------------------------------------------- a film
 
     @torch.inference_mode()
-    def encode_film(self, frames: Iterable, *, batch: int = 8) -> Motion:
+    def encode_film(self, frames: Iterable, *, landmarks: Iterable | None = None, batch: int = 8) -> Motion:
         """Find the motion of all frames (3, h, w) of a film; no frame is kept.
 
-        A film without frames raises a `MinimodelError`.
+        ``landmarks`` yields the normalised landmarks (74, 2) of each frame, for a prior that uses them: those that are
+        found in larger frames than the model sees are better. It is asked after the frames of a batch. A film without
+        frames raises a `MinimodelError`, and so do fewer landmarks than frames.
         """
-        device = self._device()
-        motions = [self.encode_driving(torch.stack(some).to(device)) for some in _batches(frames, batch)]
+        device, known = self._device(), None if landmarks is None else iter(landmarks)
+        motions = []
+        for some in _batches(frames, batch):
+            given = None if known is None else list(islice(known, len(some)))
+            if given is not None and len(given) < len(some):
+                raise MinimodelError("the landmarks of the driving film end before its frames do")
+            found = None if given is None else torch.stack(given).to(device)
+            motions.append(self.encode_driving(torch.stack(some).to(device), landmarks=found))
         if not motions:
             raise MinimodelError("the driving film has no frames")
         return join(motions)

@@ -383,7 +383,8 @@ def build_prior(config: ModelConfig) -> Prior:
     if config.prior == "face":
         found = config.points - LANDMARKS
         dense_motion = _dense_motion(config, parts=found + 2)
-        return FacePrior(_token_detector(config, found), dense_motion, **scale, shrink=max(1, config.motion_scale // 2))
+        sizes = dict(scale=max(1, config.coarse_scale // 2), shrink=max(1, config.motion_scale // 2))
+        return FacePrior(_token_detector(config, found), dense_motion, **sizes)
     if config.prior == "tps":
         return _spline_prior(config)
     if config.prior == "landmarks":

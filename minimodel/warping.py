@@ -28,6 +28,8 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def outside_autocast(*args: P.args, **kwargs: P.kwargs) -> R:
         first = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        if torch.compiler.is_exporting():  # there is no autocast, and torch can't read a graph with such regions again
+            return function(*args, **kwargs)
         with torch.autocast(first.device.type, enabled=False):
             return function(*args, **kwargs)
 

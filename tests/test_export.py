@@ -52,6 +52,18 @@ def test_pt2_graphs_in_turn_are_the_model(weights, tmp_path, capsys):
     run_in_turn(made, lambda path, graph: torch.export.load(path).module(), weights)
 
 
+def test_pt2_graphs_of_a_model_with_landmarks_and_points(tmp_path):
+    torch.manual_seed(0)
+    weights = tmp_path / "face.safetensors"
+    AnimationModel.from_preset("tiny-quarter", prior="face").eval().save(weights)
+    made = export(ExportConfig(str(weights), "pt2", tmp_path / "out"))
+    graph = torch.export.load(made / "motion.pt2").module()
+    picture = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        found, expected = graph(picture)[0], AnimationModel.load(weights).encode_driving(picture).points
+    assert (found - expected).abs().max() < 1e-4
+
+
 @needs_onnx
 @pytest.mark.parametrize("weights", ["tiny", "tiny-s2d"])
 def test_onnx_graphs_in_turn_are_the_model(weights, tmp_path):

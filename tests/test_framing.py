@@ -174,6 +174,11 @@ def test_a_cut_to_a_wall_is_held_and_said(people, detector):
     assert points.shape == (12, 74, 2) and torch.equal(points[5:9], points[4].expand(4, -1, -1))
     moved = points[11].mean(0) - points[0].mean(0)
     assert abs(moved[0] - 11) < 3 and abs(moved[1]) < 3
+    # In the squares they are where the detector finds them there, within a pixel of 64.
+    squares = torch.stack(list(tracker.landmarks_in_squares()))
+    found = detector.find(torch.stack(made))
+    assert squares.shape == found.shape and ((squares - found) * 32).norm(dim=-1).mean() < 1
+    assert torch.equal(squares[5:9], squares[4].expand(4, -1, -1)) and not torch.equal(squares[9], squares[8])
 
 
 def test_a_film_that_begins_without_the_face_begins_with_its_first_good_frame(people, detector):
@@ -184,6 +189,8 @@ def test_a_film_that_begins_without_the_face_begins_with_its_first_good_frame(pe
     assert all(torch.equal(frame, made[11]) for frame in made[:11])
     points = tracker.landmarks()
     assert torch.equal(points[:11], points[11].expand(11, -1, -1)) and not torch.equal(points[11], points[12])
+    squares = list(tracker.landmarks_in_squares())
+    assert len(squares) == len(frames) and all(torch.equal(one, squares[11]) for one in squares[:11])
 
 
 def test_landmarks_of_any_square_are_framed_as_in_training():

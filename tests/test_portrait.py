@@ -83,6 +83,37 @@ def test_any_photo_and_film_are_framed_as_in_training(files, seen, capsys):
     assert iio.imread(files / "crops.png").shape == (2 * 192, (1 + 4) * 192, 3)  # of the five frames one is held
 
 
+@pytest.mark.parametrize("crop", ["auto", "none"])
+def test_landmarks_come_from_larger_pictures_than_the_model_sees(files, tmp_path, monkeypatch, crop):
+    AnimationModel.from_preset("tiny-quarter", prior="face").eval().save(tmp_path / "face.safetensors")
+    motions, transferred = [], transfer.transfer
+
+    def spy(mode, *both, **more):
+        motions.extend(both)
+        return transferred(mode, *both, **more)
+
+    monkeypatch.setattr(transfer, "transfer", spy)
+    boxes = dict(driving_box=(LEFT, TOP, SIDE)) if crop == "auto" else {}
+    animate(options(files, weights=str(tmp_path / "face.safetensors"), crop=crop, mode="standard", **boxes))
+    source, film = (motion.points[:, -74:] for motion in motions)
+    photo = Photo(options(files, crop=crop), LandmarkDetector.load(), smallest=64)
+    assert torch.allclose(source, LandmarkDetector.load().find(photo.at(128)), atol=1e-5)
+    frames = [frame for _, frame in Clip(files / "film.mp4").decode()]
+    box = (LEFT, TOP, SIDE) if crop == "auto" else (80, 0, 240)  # the middle square
+    pictures = torch.stack([crop_to(frame, box) for frame in frames])
+    found = LandmarkDetector.load().find(pictures)
+    if crop == "none":
+        assert torch.allclose(film, found, atol=1e-5)
+    else:
+        assert torch.equal(film[3], film[2])  # held
+        error = ((film - found) * 32).norm(dim=-1)[[0, 1, 2, 6, 7]]
+        assert error.mean() < 0.5 and error[:, 36:48].mean() < 0.4
+
+
+def crop_to(frame, box):
+    return crop(frame, box, 128)
+
+
 def test_a_pasted_face_moves_in_a_photo_that_stands_still(files, monkeypatch):
     frames, write = [], VideoWriter.write
     monkeypatch.setattr(VideoWriter, "write", lambda self, picture: frames.append(picture) or write(self, picture))

@@ -175,12 +175,12 @@ def test_holes_are_where_their_numbers_say():
     assert (thin >= wide).all() and not torch.equal(thin, wide)
 
 
-def test_lent_gates_are_true_or_the_models_own_and_learn_from_pictures_where_there_is_no_truth():
+def test_lent_gates_are_true_or_the_models_own_and_learn_from_pictures_where_they_may():
     found = [torch.full((3, 1, side, side), 0.7, requires_grad=True) for side in (2, 4)]
     shown = torch.ones(3, 1, 4, 4)
     shown[:, :, :2] = 0
     shown[:, :, :1, :2] = 1
-    gates = lent_gates(found, shown, torch.tensor([True, False, False]), torch.tensor([True, True, False]))
+    gates = lent_gates(found, shown, torch.tensor([True, False, True]), torch.tensor([False, False, True]))
     assert [gate.shape for gate in gates] == [f.shape for f in found]
     for gate, own in zip(gates, found):
         assert torch.equal(gate[0], own[0]) and torch.equal(gate[2], own[2])
@@ -367,6 +367,10 @@ def test_films_are_painted_behind_the_models_own_gates_and_teach_pictures_alone(
     stages = with_holes_stages(step, films)
     for gate, own in zip(step.gates(stages, films, 0.0), stages.occlusions[1:], strict=True):
         assert torch.equal(gate, own)
+    # Once there is a painter the gates learn whether to trust it.
+    head = "prior.dense_motion.occlusion_head.weight"
+    for progress, learns in ((0.49, False), (0.5, True)):
+        assert (head in learners_of(step, "perceptual", films, progress)) == learns
 
 
 def test_a_generator_with_a_mask_of_its_own_cannot_be_lent_gates():

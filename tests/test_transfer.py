@@ -212,6 +212,30 @@ def test_a_film_is_encoded_as_one_motion_however_it_is_cut():
         model.encode_film([])
 
 
+@pytest.mark.parametrize("prior", ["face", "landmarks"])
+def test_a_film_is_encoded_with_landmarks_that_are_known(prior):
+    torch.manual_seed(0)
+    model = AnimationModel.from_preset("tiny-quarter", prior=prior).eval()
+    frames, landmarks = torch.rand(7, 3, 64, 64), torch.rand(7, 74, 2) - 0.5
+    asked = []
+
+    def found():
+        for number, one in enumerate(landmarks):
+            asked.append(number)
+            yield one
+
+    def read():
+        for number, frame in enumerate(frames):
+            assert len(asked) in (number // 3 * 3, number)  # those of a batch only once its frames are there
+            yield frame
+
+    film = model.encode_film(read(), landmarks=found(), batch=3)
+    assert torch.equal(film.points[:, -74:], landmarks)
+    same(film, model.encode_driving(frames, landmarks=landmarks), 1e-5)
+    with pytest.raises(MinimodelError, match="landmarks of the driving film end before its frames"):
+        model.encode_film(frames, landmarks=landmarks[:6])
+
+
 # ------------------------------------------------------------------------------------------------------------ avd
 
 

@@ -34,7 +34,7 @@ from minimodel.data.video import Clip, read_image, read_landmarks
 from minimodel.data.writer import VideoWriter, check_size
 from minimodel.errors import MinimodelError
 from minimodel.keypoints import gaussian_heatmaps
-from minimodel.landmarks import LandmarkDetector
+from minimodel.landmarks import SIZE, LandmarkDetector
 from minimodel.model import AnimationModel
 from minimodel.motion import Motion
 from minimodel.runtime import Device, Precision, on_device, pick_precision
@@ -108,14 +108,17 @@ def animate(config: AnimateConfig, *, batch: int = 8) -> Path:
     film = Driving(config, detector)
     metadata = {"comment": SYNTHETIC, "synthetic_media": "true"}
     with VideoWriter(config.output, **film.timing, metadata=metadata) as writer, torch.inference_mode():
-        source = model.encode_source(photo.at(model.image_size).to(device))
+        # Landmarks are found in larger pictures than the model may see: lids and pupils are small.
+        labelled = bool(model.prior.labels)
+        landmarks = detector(photo.at(SIZE))[0].to(device) if labelled else None
+        source = model.encode_source(photo.at(model.image_size).to(device), landmarks=landmarks)
         if film.landmarks is not None:
             motion = model.encode_driving(landmarks=film.landmarks.to(device))
         else:
             frames = film.frames(model.image_size, draw=config.show_crops is not None)
-            motion = model.encode_film(
-                tqdm(frames, total=film.count, unit=" frames", desc="reading the film"), batch=batch
-            )
+            frames = tqdm(frames, total=film.count, unit=" frames", desc="reading the film")
+            found = film.landmarks_in_squares() if labelled else None
+            motion = model.encode_film(frames, landmarks=found, batch=batch)
         if film.tracker is not None and (note := film.tracker.note()):
             print(f"{config.driving}: {note}")
         if config.show_crops is not None:
@@ -198,7 +201,7 @@ class Driving:
     """
 
     def __init__(self, config: AnimateConfig, detector: nn.Module):
-        self.path = config.driving
+        self.path, self.detector = config.driving, detector
         self.columns: list[Tensor] = []
         self.landmarks: Float[Tensor, "t 74 2"] | None = None
         self.clip: Clip | None = None
@@ -231,6 +234,14 @@ class Driving:
             return
         with named(self.path):
             yield from cut(self._draw(self._squares()) if draw else self._squares(), size)
+
+    def landmarks_in_squares(self) -> Iterator[Float[Tensor, "74 2"]]:
+        """Yield the landmarks of the frames that `frames` has yielded so far, normalised to their squares."""
+        if self.tracker is not None and self.tracker.camera is not None:
+            yield from self.tracker.landmarks_in_squares()
+            return
+        for frame in self.frames(SIZE):
+            yield self.detector(frame[None])[0][0]
 
     def found_landmarks(self) -> Float[Tensor, "t 74 2"] | None:
         """The landmarks of all frames, once they have been read; None if no face was looked for."""

@@ -67,14 +67,16 @@ class FaceTracker:
     def landmarks(self) -> Float[Tensor, "t 74 2"] | None:
         """The landmarks, in pixels, of the frames so far, for held ones those of the frame that stands in. None if no
         face is tracked."""
-        good = [points for points in self._points if points is not None]
-        if not good:
-            return None
-        shown, last = [], good[0]
-        for points in self._points:
-            last = last if points is None else points
-            shown.append(last)
-        return torch.stack(shown)
+        shown = list(_shown(self._points))
+        return torch.stack(shown) if shown else None
+
+    def landmarks_in_squares(self) -> Iterator[Float[Tensor, "74 2"]]:
+        """Yield the landmarks of the frames so far, normalised to each frame's square, for the cut frames of `cut`."""
+        squares = zip(self.boxes, self._points)
+        yield from _shown(
+            None if box is None or points is None else from_pixels(points - torch.tensor(box[:2]), (box[2], box[2]))
+            for box, points in squares
+        )
 
     def crops(self, frames: Iterable[UInt8[Tensor, "3 h w"]], size: int) -> Iterator[Float[Tensor, "3 {size} {size}"]]:
         """Yield the cut frames, in [0, 1], one for each frame, see `cut`."""
@@ -130,6 +132,19 @@ class FaceTracker:
         return f"no face in {len(held)} of {len(self.boxes)} frames ({', '.join(shown)}): the last one is held there"
 
 
+def _shown(found: Iterable[Tensor | None]) -> Iterator[Tensor]:
+    """Yield what is found in each frame, and for a frame in which nothing is what the last one had, at the beginning
+    the first one that has something."""
+    last, waiting = None, 0
+    for one in found:
+        last = last if one is None else one
+        if last is None:
+            waiting += 1
+            continue
+        yield from [last] * (waiting + 1)
+        waiting = 0
+
+
 @torch.inference_mode()
 def look(detector: nn.Module, frames: list[Tensor], box: Box) -> list[Seen]:
     """Find the face in the square ``box`` of each frame, bytes or floats in [0, 1]."""
@@ -146,17 +161,11 @@ def cut(
 ) -> Iterator[Float[Tensor, "3 {size} {size}"]]:
     """Cut each frame to its square, in [0, 1]. For a frame without a square the last cut one stands in, at the
     beginning the first one. Raises `MinimodelError` if no frame has a square."""
-    shown, waiting = None, 0
-    for frame, box in frames:
-        if box is not None:
-            shown = crop(frame, box, size)
-        if shown is None:
-            waiting += 1
-            continue
-        for _ in range(waiting + 1):
-            yield shown
-        waiting = 0
-    if shown is None:
+    missing = True
+    for shown in _shown(None if box is None else crop(frame, box, size) for frame, box in frames):
+        missing = False
+        yield shown
+    if missing:
         raise MinimodelError("the face that was found when looking for it is in no frame; --crop none takes the middle")
 
 

@@ -195,13 +195,19 @@ class TrainingStep(nn.Module):
         return terms
 
     def gates(self, stages: Stages, batch: dict[str, Tensor], progress: float) -> list[Tensor] | None:
-        """The gates (logits) for the generator where visibility is taught, see `lent_gates`; None where it isn't."""
+        """The gates (logits) for the generator where visibility is taught, see `lent_gates`; None where it isn't.
+
+        Where the truth is known gates learn from the truth. Pairs of films always have the model's own gates, which
+        learn from the picture: a rendered face alone doesn't teach what a photograph shows. At first nothing learns
+        from the picture: as long as nothing can be painted, open gates are best everywhere.
+        """
         if not self.weights.visibility:
             return None
-        teaching, visible = self.teaching, batch["visible"]
+        teaching, visible, film = self.teaching, batch["visible"], batch["known"] == 0
         own = batch["lots"][:, 0] < teaching.own_share(progress)
         solid = hole_mask(batch["holes"], size_of(visible), chance=teaching.holes, largest=teaching.largest_hole)
-        return lent_gates(stages.occlusions[1:], visible * solid, own, batch["known"] > 0)
+        learning = film & (progress >= teaching.forced_until)
+        return lent_gates(stages.occlusions[1:], visible * solid, own | film, learning)
 
     def truth_terms(self, stages: Stages, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The losses of flow, occlusion and correlation against the truth of rendered faces, each times its weight.

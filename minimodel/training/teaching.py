@@ -74,19 +74,16 @@ def lent_gates(
     occlusions: list[Float[Tensor, "b 1 _ _"]],
     shown: Float[Tensor, "b 1 h w"],
     own: Bool[Tensor, "b"],
-    known: Bool[Tensor, "b"],
+    learning: Bool[Tensor, "b"],
 ) -> list[Tensor]:
     """The gates (logits) that the generator uses in place of the model's: for pairs in ``own`` the model's
-    ``occlusions``, for the others ``shown``, averaged to each size.
-
-    Where the truth is ``known`` the model's own gates learn from it, and no gradient of the picture's losses reaches
-    them. Pairs of films have no truth, and always the model's own gates, which learn from the picture: a rendered face
-    alone doesn't teach what a photograph shows."""
-    own, known = (each.view(-1, 1, 1, 1) for each in (own | ~known, known))
+    ``occlusions``, for the others ``shown``, averaged to each size. The gradient of the picture's losses reaches the
+    model's gates for pairs in ``learning`` alone."""
+    own, learning = (each.view(-1, 1, 1, 1) for each in (own, learning))
     return [
         torch.where(
             own,
-            torch.where(known, found.detach(), found),
+            torch.where(learning, found, found.detach()),
             torch.logit(resize_flow(shown, size_of(found)), eps=CLOSED),
         )
         for found in occlusions
