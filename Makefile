@@ -7,11 +7,12 @@ PHOTO = $$($(BIN)/python -c "import skimage.data; print(skimage.data.__path__[0]
 
 .PHONY: demo test coverage test-gpu types wheel book clean
 
-# First a photo moves like a film of the same person, so that the right answer is known, and the result can be measured.
-# Then a photograph: its face is found, moves like a rendered film, and is put back.
+# First a rendered photo moves like a film of the same person, so that the right answer is known, and the result can be
+# measured. Then a photograph: its face is found, moves like a rendered film, and is put back.
 demo: .venv/ready
-	$(BIN)/minimodel evaluate --weights tiny-s2d --data data_samples/ada.mp4
-	$(BIN)/minimodel animate --weights tiny-s2d --source data_samples/ada.png --driving data_samples/ada.mp4 \
+	$(BIN)/minimodel synthesize --output runs/faces --clips 1 --size 256
+	$(BIN)/minimodel evaluate --weights portrait --data runs/faces/ada.mp4
+	$(BIN)/minimodel animate --source runs/faces/ada.png --driving runs/faces/ada.mp4 --crop none \
 		--mode standard --side-by-side --output runs/demo.mp4
 	$(BIN)/minimodel animate --source "$(PHOTO)" --driving data_samples/dev.mp4 --paste --side-by-side \
 		--show-crops runs/demo-crops.png --output runs/demo-photo.mp4

@@ -122,7 +122,7 @@ def best_start(source_motion: Motion, driving_motion: Motion) -> int:
 # By those of the shipped detector (364 pairs of 14 clips) it did in one of seven below and in one of two above; and of
 # films that do show the photo's turn nine of ten were below. One person's films start at most 0.0008 from their first
 # frame. Of two rendered people, one of whom looks ahead, the other has turned by half a radian. Points that a model
-# finds by itself don't tell: by those of `tiny-video` the two kinds of pairs overlap, and each model has its own scale.
+# finds by itself don't tell: by ten of them the two kinds of pairs overlap, and each model has its own scale.
 SAME_POSE = 0.01
 
 

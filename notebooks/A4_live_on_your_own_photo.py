@@ -21,7 +21,7 @@
 # **The question.** What does the model do with a photo of yours, and how long does a frame take?
 #
 # **You need** nothing but a photo of one face, seen from the front. The notebooks that build the parts are 5 (a face that
-# moves by landmarks), 8 (what paints), and 10 (from one person to another).
+# moves by landmarks), A3 (points for hair and shoulders), 8 (what paints), and 10 (from one person to another).
 #
 # **Time.** Two minutes.
 #
@@ -50,20 +50,21 @@ from minimodel.data.framing import crop, frame_photo
 from minimodel.data.video import Clip, read_image
 from minimodel.landmark_flow import SLITS, head_and_face_flows
 from minimodel.landmarks import LandmarkDetector
+from minimodel.motion import Motion
 from minimodel.show import crisp, draw_pictures, playground
 from minimodel.training.teaching import pixel_weight
-from minimodel.warping import identity_grid, warp
+from minimodel.warping import identity_grid, resize_flow, warp
 
 torch.set_grad_enabled(False)
-model = AnimationModel.load("tiny-s2d")  # moves by 74 landmarks: gaze and lids can be set one by one
+model = AnimationModel.load("portrait")  # its face moves by 74 landmarks: gaze and lids can be set one by one
 detector = LandmarkDetector.load()
 
 # %% [markdown]
 # ## The photo
 #
 # The face is found and cut to the square in which the model's training saw faces, as `minimodel animate` does. The model
-# sees the square at 64 pixels. The photo itself is moved at its own resolution, here up to 512 pixels a side: a
-# normalised flow says the same at every resolution (`minimodel/composition.py` tells what is lost).
+# sees motion at 64 pixels and paints at 256. The photo itself is moved at its own resolution, here up to 512 pixels a side:
+# a normalised flow says the same at every resolution (`minimodel/composition.py` tells what is lost).
 #
 # With a running kernel, upload a photo of yours below, then run all cells that follow. Until then the photo is NASA's
 # portrait of Eileen Collins, which is in the public domain and comes with scikit-image.
@@ -89,7 +90,8 @@ framing = frame_photo(photo, detector)
 side = min(framing.box[2], 512) // 2 * 2
 square = crop(photo, framing.box, side)[None]  # what is shown moving
 marks = detector.find(crop(photo, framing.box, 128)[None])  # 74 landmarks, normalised
-source = model.encode_source(crop(photo, framing.box, model.image_size)[None], landmarks=marks)
+seen = crop(photo, framing.box, model.image_size)[None]  # what the model sees
+source = model.encode_source(seen, landmarks=marks)
 print(f"{framing.faces} face, in a square of {framing.box[2]} pixels")
 
 # %% [markdown]
@@ -119,10 +121,12 @@ at_rest = landmarks_of()
 scale = spread(marks) / spread(at_rest)
 
 
-def moved(lids: float, gaze: float, smile: float, turn: float, brows: float) -> torch.Tensor:
-    """The photo's landmarks, moved: ``lids`` 1 open and 0 shut, ``gaze`` and ``turn`` to the picture's left and right."""
+def moved(lids: float, gaze: float, smile: float, turn: float, brows: float) -> Motion:
+    """The photo's motion with other landmarks: ``lids`` 1 open and 0 shut, ``gaze`` and ``turn`` to the picture's left
+    and right. The points that the model finds for hair and shoulders stay where they are."""
     change = dict(lids=pair + lids, gaze=torch.tensor([[gaze, 0.0]]), smile=zero + smile, yaw=zero + turn)
-    return marks + scale * (landmarks_of(**change, brows=pair + brows) - at_rest)
+    landmarks = marks + scale * (landmarks_of(**change, brows=pair + brows) - at_rest)
+    return model.encode_driving(seen, landmarks=landmarks)
 
 
 # %%
@@ -130,14 +134,14 @@ rest = dict(lids=1.0, gaze=0.0, smile=0.0, turn=0.0, brows=0.0)
 changes = dict(photo={}, lids=dict(lids=0.1), gaze=dict(gaze=0.35), smile=dict(smile=0.8), turn=dict(turn=0.25))
 frames = []
 for change in changes.values():
-    output = model.render(source, model.encode_driving(landmarks=moved(**rest | change)))
+    output = model.render(source, moved(**rest | change))
     frames.append(composition.enlarge(output, square))
 crisp(draw_pictures({"moved": torch.stack(frames)}, columns=list(changes), side=2.2), photographs=True)
 
 # %% [markdown]
-# *Lids shut, the eyes look aside, the mouth smiles and the head turns, each by its own slider.* The lids' skin is painted
-# from 64 pixels and softer than the photo around it. The model has seen few real faces: a strong turn stretches the hair,
-# and an open mouth gets no dark inside.
+# *Lids shut, the eyes look aside, the mouth smiles and the head turns, each by its own slider.* The skin of lids that shut
+# was hidden in the photo; it is painted, and softer than the skin around it. The model has seen few real faces: a strong
+# turn stretches the hair.
 #
 # The next cell is the same with sliders. Its title shows how long a frame took on the machine that runs the notebook.
 
@@ -145,22 +149,22 @@ crisp(draw_pictures({"moved": torch.stack(frames)}, columns=list(changes), side=
 # %%
 # NBVAL_IGNORE_OUTPUT
 # The title is a time.
-def timed_frame(points: torch.Tensor) -> tuple[torch.Tensor, str]:
-    """A frame for these landmarks, and what it took: the model's part at 64 pixels, and moving the photo."""
+def timed_frame(motion: Motion) -> tuple[torch.Tensor, str]:
+    """A frame in this motion, and what it took: the model's part, and moving the photo."""
     began = time.perf_counter()
-    output = model.render(source, model.encode_driving(landmarks=points))
+    output = model.render(source, motion)
     rendered = time.perf_counter()
     frame = composition.enlarge(output, square)
     composed = time.perf_counter()
     first, second = 1000 * (rendered - began), 1000 * (composed - rendered)
     return (
         frame,
-        f"{first:.0f} ms for the motion, {second:.0f} ms at {side} pixels: {1000 / (first + second):.0f} a second",
+        f"{first:.0f} ms for the model, {second:.0f} ms at {side} pixels: {1000 / (first + second):.0f} a second",
     )
 
 
-def draw(points: torch.Tensor) -> plt.Figure:
-    frame, title = timed_frame(points)
+def draw(motion: Motion) -> plt.Figure:
+    frame, title = timed_frame(motion)
     figure, axis = plt.subplots(figsize=(4, 4.2))
     axis.imshow(frame.permute(1, 2, 0).clamp(0, 1))
     axis.set_title(title, fontsize=9)
@@ -185,15 +189,15 @@ playground(lambda **values: draw(moved(**values)), **{name: slider(*span) for na
 clip = Clip("../data_samples/dev.mp4")
 film = torch.stack([frame for _, frame in clip.decode()]) / 255
 driving = torch.cat([detector.find(part) for part in film.split(16)])
-whole = model.encode_driving(landmarks=driving)
-drive = transfer.transfer("relative", model.encode_driving(landmarks=marks), whole)
+frames_seen = resize_flow(film, (model.image_size, model.image_size))
+drive = transfer.transfer("relative", source.motion, model.encode_film(frames_seen, landmarks=driving))
 print(f"{len(film)} frames of {film.shape[-1]} pixels")
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 # The title is a time.
 playground(
-    lambda frame: draw(drive.points[frame : frame + 1]),
+    lambda frame: draw(drive[frame : frame + 1]),
     frame=ipywidgets.IntSlider(min(20, len(film) - 1), min=0, max=len(film) - 1),
 )
 
@@ -326,8 +330,9 @@ show.table(errors, ["error at eyes and mouth, pixels of 64"], digits=1)
 # *The third row turns and places the heads. The fourth also has the driving frame's mouths, lids and looks, and nothing was
 # trained.* Two things are wrong in the fourth row. The flow doesn't end at the head's outline, so hair, shoulders and
 # background move with the face. And what the source hides stays hidden: eyes that are shut in the source, as in the last
-# column, don't open, and of half shut ones a strip is stretched. The prior `face` leaves both to networks: masks choose between these two flows, parts of learnt points (A3) and a background
-# that stands still, as in notebook 1, and the painter of notebook 8 fills what the source doesn't show.
+# column, don't open, and of half shut ones a strip is stretched. The prior `face`, which moved the photo above, leaves both
+# to networks: masks choose between these two flows, parts of learnt points (A3) and a background that stands still, as in
+# notebook 1, and the painter of notebook 8 fills what the source doesn't show.
 
 # %% jupyter={"source_hidden": true} tags=["check"]
 # Check: the package computes the same flows, and the face's are far nearer to the truth.
@@ -354,7 +359,7 @@ assert errors["face"][0] < 0.5 * errors["head"][0] < 0.4 * errors["nothing"][0]
 # | the photo's own resolution | Sliders | `composition.py` |
 # | relative transfer | A film | `transfer.py` |
 #
-# **Open.** Open mouths have no inside here, and the hair stretches in strong turns. Both need weights that have seen more
-# people at a higher resolution.
+# **Open.** Lids that shut and mouths that open are painted softer than the photo, and the hair stretches in strong turns.
+# Both need weights that have seen more people for longer.
 #
 # **Exercise.** Add a slider that nods the head (`pitch`). Which part of the picture breaks first?

@@ -540,15 +540,15 @@ def test_landmarks_in_the_wrong_place_are_named(build, message):
     [
         ("tiny-unsupervised", "tokens", True),
         ("tiny", "tokens", True),
-        ("tiny-affine", "affine", True),  # these two are older than some fields of the configuration
-        ("tiny-video", "affine", True),
+        ("tiny-affine", "affine", True),  # older than some fields of the configuration
+        ("portrait", "face", True),
         ("tiny-tps", "tps", True),
         ("tiny-s2d", "landmarks", False),
     ],
 )
 def test_shipped_weights_are_what_their_cards_say(name, prior, refine):
     config = AnimationModel.load(name).config
-    preset = "tiny-quarter" if name == "tiny" else "tiny"
+    preset = {"tiny": "tiny-quarter", "portrait": "portrait"}.get(name, "tiny")
     assert (config.preset, config.prior, config.refine) == (preset, prior, refine)
     assert (WEIGHTS / f"{name}.safetensors").stat().st_size < 12 * 2**20
 

@@ -54,7 +54,8 @@ def seen(monkeypatch):
 
 
 def options(files, **more):
-    return AnimateConfig(files / "photo.png", files / "film.mp4", **dict(output=files / "out.mp4") | more)
+    usual = dict(output=files / "out.mp4", weights="tiny")  # 64 pixels are quicker than the usual 256
+    return AnimateConfig(files / "photo.png", files / "film.mp4", **usual | more)
 
 
 def frames_of(path):

@@ -21,7 +21,7 @@ def test_a_block_runs(block, line, tmp_path, monkeypatch):
     """In an empty folder. A block may take a reader's `photo` and `video` as given, and nothing else."""
     monkeypatch.chdir(tmp_path)
     generator = torch.Generator().manual_seed(0)
-    photo, *video = torch.rand(4, 3, 64, 64, generator=generator)
+    photo, *video = torch.rand(4, 3, 256, 256, generator=generator)
     given = {"photo": photo, "video": torch.stack(video)}
     namespace = {"__name__": "readme"} | given
     exec(compile("\n" * line + block, str(README), "exec"), namespace)  # an error names the README's line

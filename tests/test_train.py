@@ -42,6 +42,7 @@ from minimodel.priors import LANDMARK_LABELS, Prior
 from minimodel.refinement import UpdaterWidths
 from minimodel.tps import random_transforms
 from minimodel.training import checkpoint, distributed, loop, objective
+from minimodel.training.beginning import begin_with
 from minimodel.training.loop import TrainConfig, TrainingStopped, train
 from minimodel.training.objective import LossWeights, TrainingStep
 
@@ -389,6 +390,35 @@ def test_a_model_begins_with_the_weights_that_are_given(tmp_path, clips):
     assert train(settings(tmp_path / "begun", clips, **options), **SIZES) is not None
 
 
+def test_fixed_parts_keep_the_weights_of_the_start(tmp_path, clips):
+    torch.manual_seed(5)
+    AnimationModel.from_preset("tiny", **SIZES).save(tmp_path / "given.safetensors")
+    options = dict(steps=4, batch=2, start=str(tmp_path / "given.safetensors"), fixed=("prior", "structure"))
+    train(settings(tmp_path / "run", clips, **options), **SIZES)
+    given, made = (load_file(tmp_path / name) for name in ("given.safetensors", "run/model.safetensors"))
+    kept = {name for name in given if torch.equal(given[name], made[name])}
+    assert {name for name in given if name.startswith(("prior.", "structure."))} <= kept  # statistics, too
+    for part in ("refiner.", "generator."):
+        learnt = {name for name in given if name.startswith(part) and name.endswith("weight")}
+        assert learnt and learnt.isdisjoint(kept)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(fixed=("prior",)), "--fixed without --start"),
+        (dict(system="fomm", fixed=("refiner",), start="GIVEN"), "--fixed refiner: tiny with prior affine, without"),
+        (dict(system="fomm", fixed=("generator", "prior"), start="GIVEN"), "nothing is left to learn"),
+    ],
+)
+def test_what_cannot_be_fixed_is_said(tmp_path, clips, options, message):
+    if "start" in options:
+        options = options | dict(start=str(tmp_path / "given.safetensors"))
+        AnimationModel.from_preset("tiny", system="fomm", **SIZES).save(options["start"])
+    with pytest.raises(ValueError, match=message):
+        train(settings(tmp_path / "run", clips, steps=1, **options), **SIZES)
+
+
 @pytest.mark.parametrize(
     "name, parts",
     [
@@ -396,18 +426,18 @@ def test_a_model_begins_with_the_weights_that_are_given(tmp_path, clips):
         ("tiny", dict(preset="tiny-quarter", prior="tokens", points=20)),
         ("tiny-affine", {}),
         ("tiny-tps", dict(prior="tps")),
-        ("tiny-video", {}),
+        ("portrait", dict(preset="portrait", prior="face", points=94)),
         ("tiny-s2d", dict(system="s2d")),
     ],
 )
 def test_training_can_begin_with_every_shipped_model(name, parts, capsys):
     model = AnimationModel.from_preset(**dict(preset="tiny") | parts)
-    loop.begin_with(model, name)
+    begin_with(model, name)
     shipped = AnimationModel.load(name).state_dict()
     assert all(torch.equal(value, shipped[key]) for key, value in model.state_dict().items())
     assert capsys.readouterr().out == f"begins with {name}; 0% of the weights begin at random\n"
     with pytest.raises(ValueError, match=f"--start {name}: other sizes"):
-        loop.begin_with(AnimationModel.from_preset("small", system="npmr"), name)
+        begin_with(AnimationModel.from_preset("small", system="npmr"), name)
 
 
 def test_training_can_begin_with_a_model_whose_prior_finds_other_points(capsys):
@@ -415,7 +445,7 @@ def test_training_can_begin_with_a_model_whose_prior_finds_other_points(capsys):
     torch.manual_seed(0)
     model = AnimationModel.from_preset("tiny-quarter", prior="face", points=94)
     fresh = {name: value.clone() for name, value in model.state_dict().items()}
-    loop.begin_with(model, "tiny")
+    begin_with(model, "tiny")
     shipped, begun = AnimationModel.load("tiny").state_dict(), model.state_dict()
     copied = {name for name in begun if name in shipped and torch.equal(begun[name], shipped[name])}
     assert copied >= {n for n in begun if n.startswith(("prior.detector.", "refiner.", "generator."))}
@@ -432,7 +462,7 @@ def test_a_model_of_a_higher_resolution_begins_with_the_inner_levels_of_a_lower_
     torch.manual_seed(0)
     large = AnimationModel.from_preset("portrait", prior="tokens", points=20)
     fresh = {name: value.clone() for name, value in large.state_dict().items()}
-    loop.begin_with(large, "tiny")
+    begin_with(large, "tiny")
     changed = {name for name, value in large.state_dict().items() if not torch.equal(value, fresh[name])}
     assert not {name for name in changed if name.startswith(("generator.down.1.", "generator.first", "generator.last"))}
     names = [name for name in fresh if name.startswith("generator.down.2.")]
@@ -448,7 +478,7 @@ def test_a_model_of_a_higher_resolution_begins_with_the_inner_levels_of_a_lower_
     assert [flow.shape[-1] for flow in one.flows] == [16, 8, 16, 32, 64, 128, 256]
     assert torch.allclose(one.coarse.flow, other.coarse.flow, atol=1e-5)
     with pytest.raises(ValueError, match="other sizes"):
-        loop.begin_with(AnimationModel.from_preset("paper", prior="tokens"), "tiny")
+        begin_with(AnimationModel.from_preset("paper", prior="tokens"), "tiny")
 
 
 def test_landmarks_move_a_larger_picture_as_they_move_a_smaller_one(tmp_path):
@@ -457,7 +487,7 @@ def test_landmarks_move_a_larger_picture_as_they_move_a_smaller_one(tmp_path):
     torch.nn.init.normal_(small.prior.motion.whole.flow_head.weight, std=0.02)
     small.save(tmp_path / "small.safetensors")
     large = AnimationModel.from_preset("portrait", prior="landmarks").eval()
-    loop.begin_with(large, str(tmp_path / "small.safetensors"))
+    begin_with(large, str(tmp_path / "small.safetensors"))
     faces = synthetic.sample_pairs(1, torch.Generator().manual_seed(1))
     source = synthetic.render(faces[0], 256)
     one, other = (synthetic.landmarks(face) for face in faces)

@@ -1,6 +1,6 @@
 """Animate a photo with an exported model: onnxruntime and numpy compute, imageio reads and writes the files.
 
-    minimodel export --weights tiny-video --format onnx --output exported
+    minimodel export --weights portrait --format onnx --output exported
     python tools/animate_onnx.py exported photo.png film.mp4 out.mp4
 
 The middle squares of photo and film are taken. The photo moves as far as the film has moved since its first frame.

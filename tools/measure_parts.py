@@ -10,9 +10,9 @@ Strangers are drawn that no training draws. The numbers, by name:
 - ``hidden pixels``: squared error of the picture, as a share of that of the source warped by the true flow; and squared
   differences of neighbouring colours, as a share of the truth's (a blurred picture has few). Both with the model's own
   gates, with gates from the truth, and the error of the source warped by the model's flow.
-- ``alone``: pairs that differ in one thing. Lids that shut and lips that part: the change, as landmarks are found in
-  the picture, as a share of the change in the driving frame. Gaze: the pupils' distance, as a share of what copying
-  leaves.
+- ``alone``: pairs that differ in one thing. Lids that shut, lips that part, brows that rise and a jaw that drops: the
+  change, as landmarks are found in the picture, as a share of the change in the driving frame. Gaze: the pupils'
+  distance, as a share of what copying leaves.
 
     python tools/measure_parts.py --weights tiny
 """
@@ -40,6 +40,7 @@ SEED = 1_950_000_000  # training and the benchmark draw from other seeds
 BATCH = 32
 AREAS = ("face", "eyes", "mouth")
 UPPER_LIDS, LOWER_LIDS, PUPILS, UPPER_LIP, LOWER_LIP = (70, 72), (71, 73), (68, 69), 62, 66
+BROWS, CHIN, CORNERS = tuple(range(17, 27)), 8, (36, 39, 42, 45)
 
 
 @dataclass
@@ -141,13 +142,14 @@ def with_foreign_lookup(model: AnimationModel, state: SourceState, source: Tenso
 
 @torch.no_grad()
 def alone(model: AnimationModel, count: int) -> dict[str, float]:
-    """How lids, lips and gaze follow where nothing else changes."""
+    """How lids, lips, brows, jaw and gaze follow where nothing else changes."""
     people = synthetic.sample_identities(count, SEED + 7)
     state = synthetic.animate_states(12 * count, SEED + 8)[::12]
     zero, one, pair = torch.zeros(count), torch.ones(count), torch.zeros(count, 2)
-    state = dataclasses.replace(state, lids=pair + 1, jaw=zero, part=zero, gaze=pair)
+    state = dataclasses.replace(state, lids=pair + 1, jaw=zero, part=zero, gaze=pair, brows=pair)
     aside = torch.where(torch.arange(count) % 2 == 0, 0.3, -0.3)
     changes = dict(lids=dict(lids=pair + 0.1), lips=dict(part=0.3 * one, jaw=0.3 * one))
+    changes |= dict(brows=dict(brows=pair + 0.8), jaw=dict(jaw=0.6 * one))
     changes["gaze"] = dict(gaze=torch.stack([aside, zero], dim=1))
     detector = LandmarkDetector.load()
 
@@ -156,7 +158,9 @@ def alone(model: AnimationModel, count: int) -> dict[str, float]:
 
     def openness(points: Tensor) -> dict[str, Tensor]:
         lids = (points[:, LOWER_LIDS, 1] - points[:, UPPER_LIDS, 1]).sum(1)
-        return dict(lids=lids, lips=points[:, LOWER_LIP, 1] - points[:, UPPER_LIP, 1])
+        eyes, brows = points[:, CORNERS, 1].mean(1), points[:, BROWS, 1].mean(1)
+        lips = points[:, LOWER_LIP, 1] - points[:, UPPER_LIP, 1]
+        return dict(lids=lids, lips=lips, brows=eyes - brows, jaw=points[:, CHIN, 1] - eyes)
 
     photo = render()
     source, before = model.encode_source(photo), detector.find(photo)

@@ -58,7 +58,7 @@ class AnimateConfig:
     the .npz that `minimodel find-landmarks` makes of a film."""
     output: Path = Path("animation.mp4")
     """Film to write, .mp4, .mov, .mkv or .webm (with the film's sound), or .gif."""
-    weights: str = "tiny-video"
+    weights: str = "portrait"
     """Name of shipped weights, or a .safetensors file."""
     crop: Literal["auto", "none"] = "auto"
     """auto finds the face in photo and film, and cuts both to it as in training; the square follows a face that moves

@@ -33,7 +33,7 @@ Graph = Callable[..., tuple[Tensor, ...]]
 class ExportConfig:
     """Write a model as three graphs, source encoder, motion encoder and renderer, and check them against the model."""
 
-    weights: str = "tiny-video"
+    weights: str = "portrait"
     """Name of shipped weights, or a .safetensors file."""
     format: Literal["pt2", "onnx"] = "onnx"
     """onnx is for any ONNX runtime, and needs `pip install "minimodel[onnx]"`; pt2 is for PyTorch without this package
@@ -119,7 +119,7 @@ def export(config: ExportConfig) -> Path:
     can't be exported, for packages that are missing, for a folder that is there already or can't be made, and for a
     graph whose outputs differ from the model's by more than `TOLERANCE`.
 
-    >>> export(ExportConfig("tiny-video", "onnx", Path("exported")))
+    >>> export(ExportConfig("portrait", "onnx", Path("exported")))
     """
     check_positive(config, "size")
     missing = [name for name in NEEDED if config.format == "onnx" and find_spec(name) is None]

@@ -41,6 +41,7 @@ from minimodel.model import AnimationModel
 from minimodel.runtime import Device, Precision, channels_last, in_precision, keep_freed_memory, pick_precision
 from minimodel.saving import whole_file
 from minimodel.show import save_picture
+from minimodel.training.beginning import PartName, begin_with, parts_of
 from minimodel.training.checkpoint import RunState, averaged_model, load_checkpoint, save_checkpoint
 from minimodel.training.distributed import share_statistics
 from minimodel.training.folder import keep_settings, locked
@@ -87,6 +88,8 @@ class TrainConfig:
     start: str | None = None
     """Begin with the weights of this model, by name or file, rather than at random, wherever the shapes are the same.
     The model may also work at a half or a quarter of the resolution."""
+    fixed: tuple[PartName, ...] = ()
+    """Parts that keep the weights of --start, while the others learn around them."""
     features: str | None = None
     """Of the perceptual loss: faces (shipped), vgg19 (downloaded once, 550 MB) or a file with VGG-19's weights. Unless
     given, faces for tiny and vgg19 for the others."""
@@ -129,63 +132,12 @@ class TrainConfig:
             raise MinimodelError(f"--workers is {self.workers}: expected 0 or more")
         if self.motion_steps < 0:
             raise MinimodelError(f"--motion-steps is {self.motion_steps}: expected 0 or more")
+        if self.fixed and self.start is None:
+            raise MinimodelError("--fixed without --start: it names parts that keep the weights of --start")
 
 
 class TrainingStopped(MinimodelError):
     """Training can't go on. The message names the step and the reason; the last good state is saved."""
-
-
-def begin_with(model: AnimationModel, start: str) -> None:
-    """Load the weights of another model, by name or file, into this one.
-
-    The other model may work at a half or a quarter of this one's resolution: its generator has fewer levels then, which
-    become the inner ones here, and only the outer ones and what finer updates read begin at random. So does every
-    weight that the other model has in another shape or not at all, such as what reads the points of another prior. A
-    line says how much began at random. Raises `MinimodelError` if that is more than half.
-    """
-    started = AnimationModel.load(start)
-    weights, own = started.state_dict(), model.state_dict()
-    outer = model.generator.scales - started.generator.scales
-    if outer > 0:
-        weights = {inner_name(name, outer): value for name, value in weights.items()}
-        weights = {name: value for name, value in weights.items() if not is_outer(name, outer, model)}
-    fits = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
-    fresh = 1 - sum(value.numel() for value in fits.values()) / sum(value.numel() for value in own.values())
-    if fresh > 0.5:
-        one, other = describe(started), describe(model)
-        raise MinimodelError(f"--start {start}: other sizes ({one}) than this training's ({other})")
-    model.load_state_dict(own | fits)
-    print(f"begins with {start}; {fresh:.0%} of the weights begin at random")
-
-
-def inner_name(name: str, outer: int) -> str:
-    """The name of a weight in a model whose generator has ``outer`` more levels around the present ones."""
-    if not name.startswith("generator.down."):
-        return name  # all other lists begin with the coarsest scale
-    _, _, level, rest = name.split(".", 3)
-    return f"generator.down.{int(level) + outer}.{rest}"
-
-
-def is_outer(name: str, outer: int, model: AnimationModel) -> bool:
-    """Whether a weight of ``model`` belongs to the ``outer`` finest levels of its generator, or to what the refiner
-    reads of their features."""
-    whole, part, level, *_ = [*name.split("."), "", ""]
-    inner = model.generator.scales - 1 - outer  # levels
-    if whole == "refiner":
-        return part == "projections" and int(level) >= inner
-    if whole != "generator":
-        return False
-    if part == "down":
-        return int(level) < outer
-    return part in ("first", "last") or (level.isdigit() and int(level) >= inner)
-
-
-def describe(model: AnimationModel) -> str:
-    """The parts of a model in a few words: preset, prior, refinement and generator."""
-    c = model.config
-    if c is None:
-        return f"a {type(model.prior).__name__} and a {type(model.generator).__name__} put together by hand"
-    return f"{c.preset} with prior {c.prior}, {'with' if c.refine else 'without'} refinement, generator {c.generator}"
 
 
 def held_out(data: Sequence[str]) -> list[str]:
@@ -273,6 +225,8 @@ def train(
     evaluations = {name: load_evaluation(name, size, most=BENCHMARK_CLIPS, strict=config.strict) for name in watched}
 
     step_module = channels_last(TrainingStep(model, features, config.loss, config.teaching), accelerator.device)
+    for part in parts_of(model, config.fixed):
+        part.requires_grad_(False).eval()
     average = AveragedModel(model, use_buffers=True)
     averaged = averaged_model(average)
     learners, parameters = step_module.learners, step_module.learned
