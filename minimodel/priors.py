@@ -381,10 +381,9 @@ def build_prior(config: ModelConfig) -> Prior:
     if config.prior == "tokens":
         return AffinePrior(_token_detector(config, config.points), _dense_motion(config), **scale)
     if config.prior == "face":
-        found = config.points - LANDMARKS
-        dense_motion = _dense_motion(config, parts=found + 2)
-        sizes = dict(scale=max(1, config.coarse_scale // 2), shrink=max(1, config.motion_scale // 2))
-        return FacePrior(_token_detector(config, found), dense_motion, **sizes)
+        found, fine = config.points - LANDMARKS, max(1, config.coarse_scale // 2)
+        sizes = dict(scale=fine, shrink=max(1, config.motion_scale // 2))
+        return FacePrior(_token_detector(config, found), _dense_motion(config, parts=found + 2, scale=fine), **sizes)
     if config.prior == "tps":
         return _spline_prior(config)
     if config.prior == "landmarks":
@@ -408,11 +407,11 @@ def _token_detector(config: ModelConfig, points: int) -> TokenDetector:
     return TokenDetector(points, **dataclasses.asdict(config.tokens), shrink=config.motion_scale, norm=config.norm)
 
 
-def _dense_motion(config: ModelConfig, *, parts: int | None = None, **options: int) -> DenseMotion:
+def _dense_motion(config: ModelConfig, *, parts: int = 0, scale: int = 0, **options: int) -> DenseMotion:
     sizes = dataclasses.asdict(config.dense_motion)
     if config.generator == "inpainting" and not config.refine:  # refinement predicts occlusions for every scale itself
         # One occlusion for each scale of the generator, as far as the hourglass reaches down.
-        finer = config.coarse_scale.bit_length() - 1
+        finer = (scale or config.coarse_scale).bit_length() - 1
         coarser = min(config.inpainting.levels - finer, config.dense_motion.levels - 1)
         options |= dict(finer=finer, coarser=coarser)
     return DenseMotion(parts or config.points, **sizes, head_kernel=config.head_kernel, norm=config.norm, **options)
