@@ -245,7 +245,8 @@ class LandmarkFinder(nn.Module):
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 74 2"]:
         if self.detector is None:
-            self.use(LandmarkDetector.load().to(image.device))
+            with torch.inference_mode(False):  # or its weights would be of use in this mode alone
+                self.use(LandmarkDetector.load().to(image.device))
         assert self.detector is not None
         return self.detector.find(image)
 

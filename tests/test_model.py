@@ -508,7 +508,10 @@ def test_a_detector_can_be_lent_and_its_weights_stay_its_own(tmp_path):
     model = tiny(system="s2d")
     assert model.prior.finder.detector is None
     shipped = LandmarkDetector.load().find(pair()[1])
-    assert torch.allclose(model.encode_driving(pair()[1]).points, shipped, atol=1e-5)  # unless another is set
+    with torch.inference_mode():
+        assert torch.allclose(model.encode_driving(pair()[1]).points, shipped, atol=1e-5)  # unless another is set
+    # Loaded there, its weights are of use outside as well.
+    assert not any(parameter.is_inference() for parameter in model.prior.finder.detector.parameters())
     model.double()
     assert next(model.prior.finder.detector.parameters()).dtype == torch.float64  # it goes where the model goes
     model.float()
