@@ -51,12 +51,14 @@ from minimodel.data.video import Clip, read_image
 from minimodel.landmark_flow import SLITS, head_and_face_flows
 from minimodel.landmarks import LandmarkDetector
 from minimodel.motion import Motion
+from minimodel.runtime import pick_precision
 from minimodel.show import crisp, draw_pictures, playground
 from minimodel.training.teaching import pixel_weight
 from minimodel.warping import identity_grid, resize_flow, warp
 
 torch.set_grad_enabled(False)
 model = AnimationModel.load("portrait")  # its face moves by 74 landmarks: gaze and lids can be set one by one
+model.precision = pick_precision("auto", torch.device("cpu"))  # bfloat16 where the processor multiplies it
 detector = LandmarkDetector.load()
 
 # %% [markdown]
