@@ -7,22 +7,25 @@ import pytest
 import torch
 
 from minimodel import losses
+from minimodel.data import synthetic
 from minimodel.data.pairs import PairStream, RenderedPairs, VideoPairs
 from minimodel.errors import MinimodelError
 from minimodel.evaluation.benchmark import LEFT_EYE, around
+from minimodel.landmarks import LandmarkDetector
 from minimodel.model import AnimationModel
 from minimodel.motion import Motion
 from minimodel.training.objective import LossWeights, TrainingStep
 from minimodel.training.teaching import (
     LandmarkReader,
     Teaching,
+    close_ups,
     hole_mask,
     lent_gates,
     motion_numbers,
     pixel_weight,
     relations,
 )
-from minimodel.warping import to_pixels, warp
+from minimodel.warping import identity_grid, to_pixels, warp
 
 SIZE = 32
 
@@ -322,6 +325,45 @@ def test_details_are_the_colours_at_eyes_and_mouth(batch):
     chin[..., -2:, :] = 1 - chin[..., -2:, :]  # below any mouth
     assert step.detail_terms(motion, dataclasses.replace(output, image=chin), batch)["details"] < 1e-4
     assert "details" not in step.detail_terms(motion, stages, batch)  # motion alone has no picture
+
+
+def test_close_ups_show_eyes_and_mouth():
+    """A picture whose colours are its coordinates: the middle of each close-up tells where it was cut."""
+    faces = synthetic.sample_pairs(2, torch.Generator().manual_seed(4))[0]
+    landmarks = synthetic.landmarks(faces)
+    grid = identity_grid(128, 128).expand(2, -1, -1, -1)
+    squares = close_ups(torch.cat([grid, torch.zeros(2, 1, 128, 128)], dim=1), landmarks)
+    assert squares.shape == (6, 3, 32, 32)
+    middles = squares.mean((2, 3))[:, :2].unflatten(0, (3, 2))
+    for middle, (first, last) in zip(middles, ((36, 42), (42, 48), (48, 68)), strict=True):
+        assert torch.allclose(middle, landmarks[:, first:last].mean(1), atol=0.01)
+    across = (landmarks[:, 45] - landmarks[:, 36]).norm(dim=-1)
+    wide = (squares[:, 0].amax((1, 2)) - squares[:, 0].amin((1, 2))).unflatten(0, (3, 2)) / across * 32 / 31
+    assert torch.allclose(wide, torch.tensor([[0.7], [0.7], [1.0]]).expand(3, 2), atol=0.03)
+
+
+def test_close_ups_count_what_eyes_and_mouth_show_of_films_too(batch):
+    model = AnimationModel.from_preset("tiny-quarter", prior="face", points=76, image_size=SIZE)
+    step = TrainingStep(model, Pixels(), LossWeights(closeups=2.0))
+    films = stream(Films(), labels=model.prior.labels, detector=LandmarkDetector.load())[0]
+    assert films["known"].sum() == 0
+    assert "generator" in learners_of(step, "closeups", films)
+    # Where the face isn't, nothing counts; where the mouth is, everything does.
+    rendered = stream(labels=model.prior.labels)[0]
+    corner, mouth = rendered["driving"].clone(), rendered["driving"].clone()
+    corner[..., :4, :4] = 1 - corner[..., :4, :4]
+    x, y = to_pixels(rendered["driving_landmarks"][:, 48:68].mean(1), (SIZE, SIZE)).round().long().unbind(-1)
+    for index in range(len(mouth)):
+        mouth[index, :, y[index] - 1 : y[index] + 2, x[index] - 2 : x[index] + 3] = 0.0
+    places = rendered["driving_landmarks"]
+    seen = [
+        (close_ups(other, places) - close_ups(rendered["driving"], places)).abs().amax((1, 2, 3))
+        for other in (corner, mouth)
+    ]
+    assert seen[0].max() == 0 and (seen[1][2 * len(mouth) :] > 0.05).all()
+    assert "closeups" not in step(rendered, motion_only=True)
+    with pytest.raises(MinimodelError, match="closeups with AffinePrior"):
+        TrainingStep(AnimationModel.from_preset("tiny", image_size=SIZE), Pixels(), LossWeights(closeups=1.0))
 
 
 def test_motion_learns_from_the_flow_and_gates_from_visibility_alone(batch):

@@ -11,18 +11,20 @@ from minimodel.model import AnimationModel
 PartName = Literal["prior", "structure", "refiner", "generator"]
 
 
-def begin_with(model: AnimationModel, start: str) -> None:
+def begin_with(model: AnimationModel, start: str) -> str:
     """Load the weights of another model, by name or file, into this one.
 
     The other model may work at a half or a quarter of this one's resolution: its generator has fewer levels then, which
-    become the inner ones here, and only the outer ones and what finer updates read begin at random. So does every
-    weight that the other model has in another shape or not at all, such as what reads the points of another prior. A
-    line says how much began at random. Raises `MinimodelError` if that is more than half.
+    become the inner ones here, and only the outer ones and what finer updates read begin at random. The other model may
+    also work at a higher resolution: then the inner levels of its generator become all that there are here, and what
+    lies between them and the picture begins at random. So does every weight that the other model has in another shape
+    or not at all, such as what reads the points of another prior. Returns a line that says how much begins at
+    random. Raises `MinimodelError` if that is more than half.
     """
     started = AnimationModel.load(start)
     weights, own = started.state_dict(), model.state_dict()
     outer = model.generator.scales - started.generator.scales
-    if outer > 0:
+    if outer != 0:
         weights = {inner_name(name, outer): value for name, value in weights.items()}
         weights = {name: value for name, value in weights.items() if not is_outer(name, outer, model)}
     fits = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
@@ -31,11 +33,12 @@ def begin_with(model: AnimationModel, start: str) -> None:
         one, other = describe(started), describe(model)
         raise MinimodelError(f"--start {start}: other sizes ({one}) than this training's ({other})")
     model.load_state_dict(own | fits)
-    print(f"begins with {start}; {fresh:.0%} of the weights begin at random")
+    return f"begins with {start}; {fresh:.0%} of the weights begin at random"
 
 
 def inner_name(name: str, outer: int) -> str:
-    """The name of a weight in a model whose generator has ``outer`` more levels around the present ones."""
+    """The name of a weight in a model whose generator has ``outer`` more levels around the present ones. With fewer
+    levels, for a negative ``outer``, those that fall away get names that no model has."""
     if not name.startswith("generator.down."):
         return name  # all other lists begin with the coarsest scale
     _, _, level, rest = name.split(".", 3)

@@ -87,7 +87,7 @@ class TrainConfig:
     seed: int = 0
     start: str | None = None
     """Begin with the weights of this model, by name or file, rather than at random, wherever the shapes are the same.
-    The model may also work at a half or a quarter of the resolution."""
+    The model may also work at a half, a quarter or twice the resolution and so on."""
     fixed: tuple[PartName, ...] = ()
     """Parts that keep the weights of --start, while the others learn around them."""
     features: str | None = None
@@ -194,7 +194,7 @@ def train(
         model = AnimationModel.from_preset(config.preset, **parts | sizes)
     model.train()
     if config.start is not None and not (Path(config.output) / "checkpoint.pt").exists():
-        begin_with(model, config.start)
+        accelerator.print(begin_with(model, config.start))
     if accelerator.num_processes > 1:
         model = share_statistics(model, accelerator.device)
     features = load_features(config.features or PRESET_FEATURES[config.preset])

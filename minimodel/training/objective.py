@@ -17,6 +17,7 @@ from minimodel.training.teaching import (
     FIRST_OF_EYES,
     LandmarkReader,
     Teaching,
+    close_ups,
     hole_mask,
     lent_gates,
     motion_numbers,
@@ -65,6 +66,9 @@ class LossWeights:
     """Of the colours painted where rendered faces truly hide what is asked for. No paper has it."""
     details: float = 0.0
     """Of the colours of the picture at eyes and mouth, whose places rendered faces know. No paper has it."""
+    closeups: float = 0.0
+    """Of the perceptual loss of close-ups of eyes and mouth, of films as well; for priors that move by landmarks. No
+    paper has it."""
     landmarks: float = 0.0
     """Of the distance in pixels of the landmarks of eyes and mouth to those that can be read from the points. No paper
     has it."""
@@ -87,7 +91,7 @@ class TrainingStep(nn.Module):
 
     This class holds what all systems have in common. A prior or a generator brings further terms itself, see
     `minimodel.priors.Prior` and `minimodel.generator.Generator`. Raises `MinimodelError` if visibility is to be taught
-    to a generator that makes its own mask.
+    to a generator that makes its own mask, and for close-ups with a prior that knows no landmarks.
     """
 
     def __init__(
@@ -96,6 +100,8 @@ class TrainingStep(nn.Module):
         super().__init__()
         if weights.visibility and not model.generator.gated:
             raise MinimodelError("--loss.visibility with a generator that makes its own mask: it can't be lent gates")
+        if weights.closeups and "driving_landmarks" not in model.prior.labels:
+            raise MinimodelError(f"--loss.closeups with {type(model.prior).__name__}: it has no landmarks to look at")
         self.model, self.features, self.weights = model, features, weights
         self.teaching = Teaching() if teaching is None else teaching
         self.discriminator = model.generator.make_discriminator()
@@ -132,7 +138,11 @@ class TrainingStep(nn.Module):
             driving, landmarks=batch.get("driving_landmarks"), move_background=progress >= BACKGROUND_FROM
         )
         transform = Spline(batch["control"], batch["weights"], batch["affine"])
-        terms = self.weighted(model.prior.detection_terms(driving, motion, transform))
+        terms = {}
+        if any(
+            parameter.requires_grad for parameter in model.prior.parameters()
+        ):  # else there is nothing to hold still
+            terms = self.weighted(model.prior.detection_terms(driving, motion, transform))
         to_render = model.generator.loss_uses_features or not motion_only
         source = model.encode_source(batch["source"], landmarks=batch.get("source_landmarks"), to_render=to_render)
         scales = None
@@ -145,6 +155,9 @@ class TrainingStep(nn.Module):
             stages = model.move(source, motion, part_scales=scales)
             output = stages = model.paint(source, stages, gates=self.gates(stages, batch, progress))
             terms |= self.picture_terms(output, driving, batch.get("lots"))
+            if self.weights.closeups:
+                pictures = [close_ups(picture, batch["driving_landmarks"]) for picture in (output.image, driving)]
+                terms |= self.weighted({"closeups": losses.perceptual_loss(self.features, *pictures, scales=(1, 2))})
             if self.weights.hidden:
                 terms |= self.weighted({"hidden": losses.hidden_loss(output.painted, driving, batch["visible"])})
         if self.weights.smoothness and model.refiner is not None:

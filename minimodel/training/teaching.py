@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from minimodel.landmarks import LANDMARKS
 from minimodel.motion import Motion
-from minimodel.warping import identity_grid, resize_flow, size_of
+from minimodel.warping import identity_grid, resize_flow, sample, size_of
 
 SMALLEST_HOLE = 0.06  # radius in normalised units
+SMALLEST_CLOSE_UP = 32  # pixels: the perceptual loss compares nothing below 16
 FIRST_OF_EYES = 36  # of the 74 landmarks; eyes, mouth, pupils and lids follow it
 # How far lids and lips are apart, and where pupils are between the corners of the eyes: differences of the means of two
 # sets of landmarks.
@@ -106,6 +107,23 @@ def pixel_weight(
     near = torch.einsum("bny,bnx->byx", down, along)[:, None]
     everywhere, there = (area / area.sum().clamp_min(1e-6) for area in (counted, counted * near))
     return (1 - focus) * everywhere + focus * there
+
+
+def close_ups(pictures: Float[Tensor, "b 3 h w"], landmarks: Float[Tensor, "b 74 2"]) -> Float[Tensor, "n 3 side side"]:
+    """Upright squares around both eyes and the mouth, enlarged to a quarter of the picture's height.
+
+    Together they are a few hundredths of the picture, and most of what a face does is in them. The squares' sides are
+    shares of the distance of the outer corners of the eyes. ``landmarks`` are normalised; n is 3 b.
+    """
+    side = max(SMALLEST_CLOSE_UP, pictures.shape[-2] // 4)
+    across = (landmarks[:, 45] - landmarks[:, 36]).norm(dim=-1).clamp_min(0.05)
+    grid = identity_grid(side, side, device=pictures.device, dtype=pictures.dtype).movedim(0, -1)
+    found = []
+    for first, last, share in ((36, 42, 0.7), (42, 48, 0.7), (48, 68, 1.0)):
+        centre = landmarks[:, first:last].mean(1)
+        places = centre[:, None, None] + grid * (share / 2 * across)[:, None, None, None]
+        found.append(sample(pictures, places.to(pictures)))
+    return torch.cat(found)
 
 
 class LandmarkReader(nn.Module):
