@@ -279,6 +279,7 @@ class FacePrior(nn.Module, Prior):
     """
 
     labels = LANDMARK_LABELS[:2]
+    compares_pixels = True
 
     def __init__(self, detector: TokenDetector, dense_motion: DenseMotion, *, scale: int, shrink: int):
         super().__init__()

@@ -50,7 +50,7 @@ class LossWeights:
     warp: float = 10.0
     """Of the inpainting network."""
     l1: float = 10.0
-    """Of the pictures; for the landmarks prior, as in S2D."""
+    """Of the pictures; for priors with landmarks. S2D has it."""
     parsing: float = 10.0
     """Of the parts of the face, moved; for the landmarks prior, as in S2D."""
     adversarial: float = 1.0
