@@ -121,7 +121,10 @@ class TrainingStep(nn.Module):
     @property
     def learns_motion(self) -> bool:
         """Whether any part before the generator is trained."""
-        parts = ("prior.", "structure.", "refiner.")
+        return self.learns("prior.", "structure.", "refiner.")
+
+    def learns(self, *parts: str) -> bool:
+        """Whether anything is trained whose name begins with one of ``parts``."""
         return any(p.requires_grad for name, p in self.model.named_parameters() if name.startswith(parts))
 
     def forward(
@@ -138,10 +141,8 @@ class TrainingStep(nn.Module):
             driving, landmarks=batch.get("driving_landmarks"), move_background=progress >= BACKGROUND_FROM
         )
         transform = Spline(batch["control"], batch["weights"], batch["affine"])
-        terms = {}
-        if any(
-            parameter.requires_grad for parameter in model.prior.parameters()
-        ):  # else there is nothing to hold still
+        terms: dict[str, Tensor] = {}
+        if self.learns("prior."):  # else there is nothing to hold still
             terms = self.weighted(model.prior.detection_terms(driving, motion, transform))
         to_render = model.generator.loss_uses_features or not motion_only
         source = model.encode_source(batch["source"], landmarks=batch.get("source_landmarks"), to_render=to_render)
