@@ -366,6 +366,16 @@ def test_close_ups_count_what_eyes_and_mouth_show_of_films_too(batch):
         TrainingStep(AnimationModel.from_preset("tiny", image_size=SIZE), Pixels(), LossWeights(closeups=1.0))
 
 
+def test_a_fixed_prior_is_not_held_still(batch):
+    step = taught(flow=1.0)
+    assert {"points", "affine"} <= step(batch).keys()
+    step.model.prior.requires_grad_(False)
+    assert {"points", "affine"}.isdisjoint(step(batch)) and step.learns_motion
+    step.model.structure.requires_grad_(False)
+    step.model.refiner.requires_grad_(False)
+    assert not step.learns_motion and step.learns("generator.")
+
+
 def test_motion_learns_from_the_flow_and_gates_from_visibility_alone(batch):
     step = taught(flow=1.0, visibility=1.0, hidden=1.0)
     # The refiner's last layers start at zero and pass nothing on; a little noise makes all of it take part.
