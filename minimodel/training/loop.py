@@ -87,7 +87,7 @@ class TrainConfig:
     seed: int = 0
     start: str | None = None
     """Begin with the weights of this model, by name or file, rather than at random, wherever the shapes are the same.
-    The model may also work at a half, a quarter or twice the resolution and so on."""
+    The model may also work at another resolution: a half, a quarter, twice, four times this one's."""
     fixed: tuple[PartName, ...] = ()
     """Parts that keep the weights of --start, while the others learn around them."""
     features: str | None = None

@@ -67,8 +67,8 @@ class LossWeights:
     details: float = 0.0
     """Of the colours of the picture at eyes and mouth, whose places rendered faces know. No paper has it."""
     closeups: float = 0.0
-    """Of the perceptual loss of close-ups of eyes and mouth, of films as well; for priors that move by landmarks. No
-    paper has it."""
+    """Of the perceptual loss of close-ups of eyes and mouth, of films as well; for priors with landmarks. No paper has
+    it."""
     landmarks: float = 0.0
     """Of the distance in pixels of the landmarks of eyes and mouth to those that can be read from the points. No paper
     has it."""

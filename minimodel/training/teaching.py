@@ -110,7 +110,7 @@ def pixel_weight(
 
 
 def close_ups(pictures: Float[Tensor, "b 3 h w"], landmarks: Float[Tensor, "b 74 2"]) -> Float[Tensor, "n 3 side side"]:
-    """Upright squares around both eyes and the mouth, enlarged to a quarter of the picture's height.
+    """Upright squares around both eyes and the mouth, each sampled at a quarter of the picture's height.
 
     Together they are a few hundredths of the picture, and most of what a face does is in them. The squares' sides are
     shares of the distance of the outer corners of the eyes. ``landmarks`` are normalised; n is 3 b.
