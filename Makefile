@@ -18,13 +18,14 @@ demo: .venv/ready
 		--show-crops runs/demo-crops.png --output runs/demo-photo.mp4
 
 # All that the code host runs. The notebooks are executed, and must give what they show. One of them trains, here for
-# some seconds only.
+# some seconds only. Two processes of one thread take less time than one of two threads.
+test: export OMP_NUM_THREADS = 1
 test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q tests
-	MINIMODEL_MINUTES=0.4 $(BIN)/pytest -q --nbval --nbval-current-env notebooks
+	$(BIN)/pytest -q -n 2 --dist worksteal tests
+	MINIMODEL_MINUTES=0.4 $(BIN)/pytest -q -n 2 --dist loadfile --nbval --nbval-current-env notebooks
 
 # The share of the package's lines that its tests run. Counting takes as long as the tests do.
 coverage: .venv/ready
