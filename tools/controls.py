@@ -35,7 +35,7 @@ from minimodel.landmarks import LANDMARKS
 from minimodel.model import AnimationModel
 from minimodel.motion import CoarseMotion
 from minimodel.refinement import MotionRefiner, UpdaterWidths
-from minimodel.runtime import keep_freed_memory
+from minimodel.runtime import in_precision, keep_freed_memory, pick_precision
 from minimodel.warping import identity_grid, resize_flow
 
 FEATURES, RADIUS, LEVELS = 32, 3, 2
@@ -161,6 +161,7 @@ def run(config: Controls) -> None:
     size = model.config.image_size
     control = Control(model, config.shown).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(control.parameters(), lr=config.rate)
+    precision = pick_precision("auto", torch.device("cpu"))
     first, checkpoint = 0, config.output / "checkpoint.pt"
     config.output.mkdir(parents=True, exist_ok=True)
     if checkpoint.exists():
@@ -181,7 +182,7 @@ def run(config: Controls) -> None:
         batch, coarse = prepare(model, with_landmarks(train, step))
         if config.spoilt:
             coarse = spoil(coarse, torch.Generator().manual_seed(step))
-        with torch.autocast("cpu", torch.bfloat16):
+        with in_precision(precision, torch.device("cpu")):
             flows = control(batch, coarse)
         loss = losses.true_flow_loss(flows[1:], batch["true_flow"], batch["visible"])
         if config.matching:
