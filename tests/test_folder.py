@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from minimodel.__main__ import main
-from minimodel.data.pairs import Augmentation
+from minimodel.data.augmentation import Augmentation
 from minimodel.errors import MinimodelError
 from minimodel.model import AnimationModel
 from minimodel.training import folder, loop

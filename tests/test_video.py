@@ -11,10 +11,15 @@ import torch
 import torch.nn.functional as F
 
 from minimodel.data import pairs as pairs_module
+from minimodel.data import synthetic
+from minimodel.data.augmentation import Augmentation, augment, augment_landmarks
 from minimodel.data.framing import center_crop_resize
-from minimodel.data.pairs import Augmentation, FrameCache, VideoPairs, augment
+from minimodel.data.pairs import FrameCache, VideoPairs, open_sources
 from minimodel.data.video import Clip, find_clips, read_image
 from minimodel.data.writer import VideoWriter
+from minimodel.landmarks import LANDMARKS, MIRRORED, LandmarkDetector
+from minimodel.priors import LANDMARK_LABELS
+from minimodel.warping import identity_grid
 
 
 def film(path, count=12, size=32, **options):
@@ -160,6 +165,59 @@ def test_augmentation_moves_and_colours_both_frames_alike():
     assert torch.allclose(augment(frames, change, nothing, 16)[:, 0], plain, atol=1e-5)
     mirrored = augment(frames, -torch.ones(4, 8), Augmentation(rotation=0.0, zoom=0.0, shift=0.0, colour=0.0), 16)
     assert torch.allclose(mirrored[:, 0], plain.flip(-1), atol=1e-5)
+
+
+def test_landmarks_go_where_augmentation_brings_what_they_mark():
+    """White dots in a black picture, one for each landmark: each of them is found where its landmark went."""
+    places = synthetic.landmarks(synthetic.Faces.sample(1, 3))[0] * 0.6  # none leaves the picture
+    dots = torch.zeros(LANDMARKS, 2, 3, 128, 128)
+    x, y = ((places + 1) * 64).long().unbind(-1)
+    for number in range(LANDMARKS):
+        dots[number, :, :, y[number], x[number]] = 1.0
+    change = (2 * torch.rand(2, 8, generator=torch.Generator().manual_seed(3)) - 1).abs()
+    change[1, 0] = -1.0  # mirrored
+    for row in change:
+        moved = augment_landmarks(places.expand(1, 2, -1, -1), row[None], Augmentation())[0, 0]
+        found = augment(dots, row.expand(LANDMARKS, 8), Augmentation(colour=0.0), 64)[:, 0, 0]
+        weight = found / found.sum((1, 2), keepdim=True)
+        grid = identity_grid(64, 64)
+        seen = torch.stack([(weight * grid[axis]).sum((1, 2)) for axis in (0, 1)], dim=1)
+        # The dots keep their names; in a mirrored face right and left have traded theirs.
+        names = torch.tensor(MIRRORED) if row[0] < 0 else torch.arange(LANDMARKS)
+        assert (moved - seen[names]).abs().max() < 1 / 64
+
+
+def test_films_have_the_landmarks_of_their_frames_before_these_are_made_smaller(tmp_path, monkeypatch):
+    faces = synthetic.Faces(synthetic.sample_identities(1, 2), synthetic.animate_states(5, 2))
+    with VideoWriter(tmp_path / "a.mp4") as writer:
+        for frame in synthetic.render(faces, 128):
+            writer.write(frame)
+    detector, asked = LandmarkDetector.load(), []
+    find = detector.find
+    monkeypatch.setattr(detector, "find", lambda pictures: asked.append(tuple(pictures.shape)) or find(pictures))
+    pairs = VideoPairs(tmp_path, 64, Augmentation(rotation=5.0), detector=detector)
+    drawn, slots, cpu = pairs.draw(12, torch.Generator().manual_seed(0)), torch.arange(12), torch.device("cpu")
+    labels = pairs.labels(LANDMARK_LABELS, drawn, slots, cpu)
+    assert set(labels) == set(LANDMARK_LABELS) and not labels["source_parts"].any()
+    assert {shape[-1] for shape in asked} == {128} and sum(shape[0] for shape in asked) == 5  # each frame once
+    source, driving = pairs.load(drawn, slots, cpu)
+    truth = synthetic.landmarks(faces)
+    for name, column, pictures in (("source", 0, source), ("driving", 1, driving)):
+        true = torch.stack([truth[drawn["frames"][:, column]]] * 2, dim=1)
+        true = augment_landmarks(true, drawn["change"], pairs.augmentation)[:, 0]
+        off = (labels[f"{name}_landmarks"] - true).norm(dim=-1).mean()
+        in_small = (find(pictures) - true).norm(dim=-1).mean()
+        assert off < 0.02 and off < in_small
+    assert torch.equal(
+        pairs.labels(LANDMARK_LABELS, drawn, slots[3:4], cpu)["driving_landmarks"][0], labels["driving_landmarks"][3]
+    )
+    assert VideoPairs(tmp_path, 64).labels(LANDMARK_LABELS, drawn, slots, cpu) == {}
+
+
+def test_a_folder_that_is_named_twice_is_opened_once(tmp_path):
+    film(tmp_path / "a.mp4")
+    one, two, three = open_sources(("synthetic", str(tmp_path), str(tmp_path)), 16, None)
+    assert two is three and one is not two
 
 
 def test_one_frame_is_not_enough_to_train_on(tmp_path):

@@ -1,30 +1,29 @@
 """Pairs of frames to train on: pairs of rendered faces, pairs from films, and streams that mix both."""
 
+import hashlib
 import os
 import tempfile
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
 
 import av
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from minimodel.data import synthetic
+from minimodel.data.augmentation import Augmentation, augment, augment_landmarks
 from minimodel.data.framing import center_crop_resize
 from minimodel.data.index import MANY, IndexedClip, index_clips, open_clip
 from minimodel.data.video import Clip, find_clips, read_all
 from minimodel.errors import MinimodelError
 from minimodel.landmarks import LANDMARKS, LandmarkDetector
 from minimodel.tps import random_transforms
-from minimodel.warping import identity_grid, sample
 
 
 @runtime_checkable
@@ -244,49 +243,12 @@ class FrameCache:
                 break
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """What is done to both frames of a pair alike. Swapping source and driving needs no option: pairs come in both
-    orders anyway."""
-
-    flip: bool = True
-    """Mirror half of the pairs."""
-    rotation: float = 15.0
-    """Largest rotation in degrees."""
-    zoom: float = 0.15
-    """Largest change of size, as a share."""
-    shift: float = 0.08
-    """Largest shift, as a share of half the side."""
-    colour: float = 0.1
-    """Largest change of brightness, contrast and tint, as a share."""
-
-
-def augment(
-    frames: Float[Tensor, "b 2 3 h w"], change: Float[Tensor, "b 8"], options: Augmentation, size: int
-) -> Float[Tensor, "b 2 3 size size"]:
-    """Change both frames of each pair alike, at random: mirror, rotation, zoom, shift and colours, driven by eight
-    numbers in [-1, 1] a pair. The frames are twice as large as the result."""
-    mirror, angle, zoom, right, down, bright, contrast, tint = change.unbind(1)
-    angle = angle * options.rotation * torch.pi / 180
-    scale = torch.exp(zoom * options.zoom)
-    flip = torch.where((mirror < 0) & options.flip, -1.0, 1.0)
-    cos, sin = scale * angle.cos(), scale * angle.sin()
-    rows = [flip * cos, -sin, right * options.shift, flip * sin, cos, down * options.shift]
-    matrix = torch.stack(rows, dim=1).view(-1, 2, 3)
-    grid = identity_grid(2 * size, 2 * size, device=frames.device)
-    positions = torch.einsum("bij,jhw->bhwi", matrix[..., :2], grid) + matrix[:, None, None, :, 2]
-    both = sample(frames.flatten(1, 2), positions, padding="reflection")
-    both = F.avg_pool2d(both, 2).unflatten(1, (2, 3))
-    # Gains of each channel: brightness is common to all three, the tint trades red for blue.
-    tints = torch.stack([tint, torch.zeros_like(tint), -tint], dim=1) * options.colour
-    gain = torch.exp(bright[:, None] * options.colour + tints)[:, None, :, None, None]
-    spread = torch.exp(contrast * options.colour)[:, None, None, None, None]
-    return (((both - 0.5) * spread + 0.5) * gain).clamp(0, 1)
-
-
 class VideoPairs(PairSource):
     """Random pairs of frames of films, each pair from one clip. Clips that can't be used are left out, see
     `FrameCache`; with ``strict`` they are a `MinimodelError`. ``memory`` is the cache's limit in bytes.
+
+    Landmarks are those that ``detector`` finds, once in each frame, before the frame is changed at random and made
+    smaller: what it finds in fewer pixels is less exact. Without it the source has no labels.
 
     >>> pairs = VideoPairs("clips", 64)
     >>> samples = pairs.draw(8, torch.Generator().manual_seed(0))
@@ -301,11 +263,13 @@ class VideoPairs(PairSource):
         *,
         strict: bool = False,
         memory: int = 2**30,
+        detector: LandmarkDetector | None = None,
     ):
         # Rotated frames are sampled from larger ones, or they would be blurred.
         side = 2 * size if augmentation else size
         self.cache = FrameCache(find_clips(root, "train"), side, memory, strict=strict, root=Path(root))
-        self.size, self.augmentation = size, augmentation
+        self.size, self.augmentation, self.detector = size, augmentation, detector
+        self.found: dict[bytes, Tensor] = {}  # landmarks of frames, by their pixels
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw clip, two different frames of it and the eight numbers of `augment` for each pair."""
@@ -319,16 +283,44 @@ class VideoPairs(PairSource):
 
     def load(self, samples: dict[str, Tensor], slots: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Load the pairs of ``slots``: source and driving frames, (n, 3, size, size) each, in [0, 1]."""
-        samples = {name: value[slots] for name, value in samples.items()}
-        pairs = [
-            self.cache.several(clip, frame_indices)
-            for clip, frame_indices in zip(samples["clip"].tolist(), samples["frames"].tolist(), strict=True)
-        ]
-        side = self.cache.size
-        frames = torch.stack([center_crop_resize(pair.to(device) / 255, side) for pair in pairs])
+        frames = torch.stack([self.whole(pair.to(device)) for pair in self.several(samples, slots)])
         if self.augmentation is not None:
-            frames = augment(frames, samples["change"].to(device), self.augmentation, self.size)
+            frames = augment(frames, samples["change"][slots].to(device), self.augmentation, self.size)
         return frames[:, 0].contiguous(), frames[:, 1].contiguous()
+
+    def labels(
+        self, names: Sequence[str], samples: dict[str, Tensor], slots: Tensor, device: torch.device
+    ) -> dict[str, Tensor]:
+        """``source_landmarks`` and ``driving_landmarks`` (n, 74, 2), normalised, and one part for all pixels."""
+        if self.detector is None:
+            return {}
+        found = torch.stack([self.landmarks(pair) for pair in self.several(samples, slots)]).to(device)
+        if self.augmentation is not None:
+            found = augment_landmarks(found, samples["change"][slots].to(device), self.augmentation)
+        parts = torch.zeros(len(slots), self.size, self.size, dtype=torch.long, device=device)
+        known = dict(source_landmarks=found[:, 0], driving_landmarks=found[:, 1])
+        return known | dict(source_parts=parts, driving_parts=parts)
+
+    def several(self, samples: dict[str, Tensor], slots: Tensor) -> list[UInt8[Tensor, "2 3 side side"]]:
+        """The frames of the pairs ``slots`` as the cache has them."""
+        clips, frames = (samples[name][slots].tolist() for name in ("clip", "frames"))
+        return [self.cache.several(clip, two) for clip, two in zip(clips, frames, strict=True)]
+
+    def whole(self, frames: UInt8[Tensor, "n 3 side side"]) -> Float[Tensor, "n 3 whole whole"]:
+        """Frames of the cache at its full size, in [0, 1]."""
+        return center_crop_resize(frames / 255, self.cache.size)
+
+    @torch.no_grad()
+    def landmarks(self, frames: UInt8[Tensor, "2 3 side side"]) -> Float[Tensor, "2 74 2"]:
+        """The landmarks of two frames. A frame is known by its pixels, as another one may stand in for it."""
+        assert self.detector is not None
+        names = [hashlib.blake2b(frame.numpy(), digest_size=16).digest() for frame in frames]
+        new = [index for index, name in enumerate(names) if name not in self.found]
+        if new:
+            where = next(self.detector.parameters()).device
+            found = self.detector.find(self.whole(frames[new].to(where))).cpu()
+            self.found |= {names[index]: landmarks for index, landmarks in zip(new, found, strict=True)}
+        return torch.stack([self.found[name] for name in names])
 
 
 def open_sources(
@@ -338,16 +330,19 @@ def open_sources(
     *,
     strict: bool = False,
     memory: int = 2**30,
+    detector: LandmarkDetector | None = None,
 ) -> list[PairSource]:
     """Open the source of pairs of each name: "synthetic" stands for rendered faces, any other name for a folder of
     clips. Pairs of clips are changed at random by ``augmentation``, unless it is None. Clips that can't be used are
-    left out; with ``strict`` they are a `MinimodelError`. The folders share ``memory`` bytes for decoded frames."""
-    folders = sum(name != "synthetic" for name in names)
-    options: dict[str, Any] = dict(strict=strict, memory=memory // max(1, folders))
-    return [
-        RenderedPairs(size) if name == "synthetic" else VideoPairs(name, size, augmentation, **options)
-        for name in names
-    ]
+    left out; with ``strict`` they are a `MinimodelError`. The folders share ``memory`` bytes for decoded frames.
+    ``detector`` finds the landmarks of films, if they are needed. A name that is there twice is opened once."""
+    folders = sum(name != "synthetic" for name in set(names))
+    options: dict[str, Any] = dict(strict=strict, memory=memory // max(1, folders), detector=detector)
+    opened: dict[str, PairSource] = {
+        name: RenderedPairs(size) if name == "synthetic" else VideoPairs(name, size, augmentation, **options)
+        for name in dict.fromkeys(names)
+    }
+    return [opened[name] for name in names]
 
 
 class PairStream(Dataset):

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from minimodel.data.pairs import Augmentation, PairStream, open_sources, step_generator
+from minimodel.data.augmentation import Augmentation
+from minimodel.data.pairs import PairStream, open_sources, step_generator
 from minimodel.errors import MinimodelError, check_positive
 from minimodel.model import AnimationModel
 from minimodel.motion import Motion, join

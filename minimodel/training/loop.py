@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from minimodel.config import SYSTEMS, GeneratorName, PresetName, PriorName, SystemName
-from minimodel.data.pairs import Augmentation, PairSource, PairStream, open_sources
+from minimodel.data.augmentation import Augmentation
+from minimodel.data.pairs import PairSource, PairStream, open_sources
 from minimodel.data.video import holds_out
 from minimodel.errors import MinimodelError, check_positive
 from minimodel.evaluation.benchmark import BENCHMARK_CLIPS, load_evaluation
@@ -202,10 +203,13 @@ def train(
     size = model.image_size
     data_device = torch.device("cpu") if config.workers else accelerator.device
     watched: Sequence[str] = config.evaluate or ()
+    # For films: rendered faces bring their landmarks.
+    detector = LandmarkDetector.load().to(data_device) if model.prior.labels else None
     if sources is None:
         watched = held_out(config.data) if config.evaluate is None else config.evaluate
         augmentation = config.augmentation if config.augment else None
-        sources = open_sources(config.data, size, augmentation, strict=config.strict, memory=int(config.memory * 1e9))
+        options: dict[str, Any] = dict(strict=config.strict, memory=int(config.memory * 1e9), detector=detector)
+        sources = open_sources(config.data, size, augmentation, **options)
     stream = PairStream(
         sources,
         size,
@@ -216,8 +220,7 @@ def train(
         world_size=accelerator.num_processes,
         droppable=model.prior.droppable_parts,
         labels=model.prior.labels,
-        # For films: rendered faces bring their landmarks.
-        detector=LandmarkDetector.load().to(data_device) if model.prior.labels else None,
+        detector=detector,
         truth=config.loss.ask_the_truth,
     )
     # Only the main process evaluates, and on few clips: on all of VoxCeleb's test set it would take hours.
