@@ -425,6 +425,24 @@ def test_films_are_painted_behind_the_models_own_gates_and_teach_pictures_alone(
         assert (head in learners_of(step, "perceptual", films, progress)) == learns
 
 
+def test_motion_alone_is_not_judged_where_the_truth_hides_and_less_where_a_films_gate_is_shut(batch):
+    step, films = taught(flow=1.0), stream(Films())[0]
+    stages = with_holes_stages(step, batch)
+    assert torch.equal(step.shown(stages, batch), batch["visible"]) and batch["visible"].min() == 0
+    for gate, share in ((-100.0, 0.3), (0.0, 0.65), (100.0, 1.0)):
+        stages.occlusions[-1] = torch.full_like(films["visible"], gate).requires_grad_()
+        shown = step.shown(stages, films)
+        assert torch.allclose(shown, torch.full_like(shown, share)) and not shown.requires_grad
+    assert step.shown(stages, {name: value for name, value in films.items() if name != "visible"}) is None
+    # What is hidden may look like anything.
+    source, driving = step.model.encode_source(batch["source"]), batch["driving"]
+    stages, visible = with_holes_stages(step, batch), batch["visible"]
+    before = step.motion_terms(source, stages, driving, visible)
+    stages.warped_source = torch.where(visible > 0, stages.warped_source, torch.rand_like(driving))
+    after, judged = (step.motion_terms(source, stages, driving, shown) for shown in (visible, None))
+    assert torch.allclose(after["moved"], before["moved"], rtol=1e-4) and judged["moved"] > 1.01 * after["moved"]
+
+
 def test_a_generator_with_a_mask_of_its_own_cannot_be_lent_gates():
     model = AnimationModel.from_preset("tiny-quarter", prior="tokens", generator="residual")
     with pytest.raises(MinimodelError, match="makes its own mask"):

@@ -31,6 +31,7 @@ DROPOUT_UNTIL = 0.35  # share of the run
 # Steps of motion alone compare the first three of five layers. The others cover wide surroundings, in which a moved
 # source can't show what it hides: there the true flow costs more than one that bends the face to make up for it.
 MOTION_LAYERS = 3
+LEAST_SHOWN = 0.3  # in steps of motion alone: how much a pixel of a film counts that its gate calls hidden
 
 
 @dataclass
@@ -151,7 +152,7 @@ class TrainingStep(nn.Module):
             scales = dropout_scales(batch["chances"], dropout_probability(progress))
         if motion_only:
             stages = model.move(source, motion, part_scales=scales)
-            terms |= self.motion_terms(source, stages, driving)
+            terms |= self.motion_terms(source, stages, driving, self.shown(stages, batch))
         else:
             stages = model.move(source, motion, part_scales=scales)
             output = stages = model.paint(source, stages, gates=self.gates(stages, batch, progress))
@@ -184,12 +185,26 @@ class TrainingStep(nn.Module):
             terms = {name: terms[name] + self.weights.l1 * F.l1_loss(pictures[name], driving) for name in terms}
         return terms
 
-    def motion_terms(self, source: SourceState, stages: Stages, driving: Tensor) -> dict[str, Tensor]:
-        """The losses of the source warped by the last flow and, if there is a refiner, by the coarse flow."""
+    def motion_terms(
+        self, source: SourceState, stages: Stages, driving: Tensor, shown: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The losses of the source warped by the last flow and, if there is a refiner, by the coarse flow. Each pixel
+        counts as much as it is ``shown``."""
         pictures = {"moved": stages.warped_source}
         if self.model.refiner is not None:
             pictures["coarse"] = warp(source.image, resize_flow(stages.coarse.flow, size_of(driving)))
+        if shown is not None:
+            pictures = {name: torch.lerp(driving, picture, shown) for name, picture in pictures.items()}
         return self.differences(pictures, driving, MOTION_LAYERS)
+
+    def shown(self, stages: Stages, batch: dict[str, Tensor]) -> Tensor | None:
+        """How much of each pixel of the driving frame the source shows, (b, 1, h, w), where the truth is at hand: the
+        truth of rendered faces, and the gates of films, which may be wrong and so leave a part. None elsewhere."""
+        if "visible" not in batch:
+            return None
+        gates = torch.sigmoid(stages.occlusions[-1].detach())
+        known = batch["known"].view(-1, 1, 1, 1) > 0
+        return torch.where(known, batch["visible"], LEAST_SHOWN + (1 - LEAST_SHOWN) * gates)
 
     def picture_terms(self, output: Output, driving: Tensor, lots: Tensor | None = None) -> dict[str, Tensor]:
         """The losses of the rendered picture, and of the painted one before it was blended with the warped source.
