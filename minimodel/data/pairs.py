@@ -294,7 +294,8 @@ class VideoPairs(PairSource):
         """``source_landmarks`` and ``driving_landmarks`` (n, 74, 2), normalised, and one part for all pixels."""
         if self.detector is None:
             return {}
-        found = torch.stack([self.landmarks(pair) for pair in self.several(samples, slots)]).to(device)
+        frames = [frame for pair in self.several(samples, slots) for frame in pair]
+        found = self.landmarks(frames).unflatten(0, (-1, 2)).to(device)
         if self.augmentation is not None:
             found = augment_landmarks(found, samples["change"][slots].to(device), self.augmentation)
         parts = torch.zeros(len(slots), self.size, self.size, dtype=torch.long, device=device)
@@ -311,15 +312,15 @@ class VideoPairs(PairSource):
         return center_crop_resize(frames / 255, self.cache.size)
 
     @torch.no_grad()
-    def landmarks(self, frames: UInt8[Tensor, "2 3 side side"]) -> Float[Tensor, "2 74 2"]:
-        """The landmarks of two frames. A frame is known by its pixels, as another one may stand in for it."""
+    def landmarks(self, frames: list[UInt8[Tensor, "3 _ _"]]) -> Float[Tensor, "n 74 2"]:
+        """The landmarks of frames. A frame is known by its pixels, as another one may stand in for it."""
         assert self.detector is not None
-        names = [hashlib.blake2b(frame.numpy(), digest_size=16).digest() for frame in frames]
-        new = [index for index, name in enumerate(names) if name not in self.found]
+        names = [hashlib.blake2b(frame.numpy().tobytes(), digest_size=16).digest() for frame in frames]
+        new = {name: frame for name, frame in zip(names, frames, strict=True) if name not in self.found}
         if new:
             where = next(self.detector.parameters()).device
-            found = self.detector.find(self.whole(frames[new].to(where))).cpu()
-            self.found |= {names[index]: landmarks for index, landmarks in zip(new, found, strict=True)}
+            pictures = torch.cat([self.whole(frame[None].to(where)) for frame in new.values()])
+            self.found |= zip(new, self.detector.find(pictures).cpu(), strict=True)
         return torch.stack([self.found[name] for name in names])
 
 
