@@ -8,7 +8,7 @@ import torch
 
 from minimodel import losses
 from minimodel.data import synthetic
-from minimodel.data.pairs import PairStream, RenderedPairs, VideoPairs
+from minimodel.data.pairs import PairSource, PairStream, RenderedPairs
 from minimodel.errors import MinimodelError
 from minimodel.evaluation.benchmark import LEFT_EYE, around
 from minimodel.landmarks import LandmarkDetector
@@ -30,11 +30,8 @@ from minimodel.warping import identity_grid, to_pixels, warp
 SIZE = 32
 
 
-class Films(VideoPairs):
+class Films(PairSource):
     """Stands for a folder of clips: pairs of which nothing is known."""
-
-    def __init__(self):
-        pass
 
     def draw(self, count, generator):
         return dict(frames=torch.rand(2, count, 3, SIZE, SIZE, generator=generator))
