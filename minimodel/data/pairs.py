@@ -352,8 +352,8 @@ class PairStream(Dataset):
     Each item holds ``source`` and ``driving`` (b, 3, size, size) in [0, 1]; ``control``, ``weights`` and ``affine`` of
     the random transform for the equivariance loss; with ``droppable`` also ``chances`` (b, droppable), the random
     numbers that decide which parts are dropped. ``labels`` names further entries, see
-    `minimodel.priors.LANDMARK_LABELS`. If a source has no labels, landmarks come from the ``detector``, and all pixels get
-    one part, about which no flow can be wrong.
+    `minimodel.priors.LANDMARK_LABELS`. If a source has no labels, landmarks come from the ``detector``, and all pixels
+    get one part, about which no flow can be wrong.
 
     With ``truth`` an item also holds the entries of `RenderedPairs.truth` and ``known`` (b): 1, or 0 for pairs whose
     source has no truth; for those the flow is 0 and every pixel visible. ``lots`` (b, 2) and ``holes`` (b, `HOLES`, 6)
