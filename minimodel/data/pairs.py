@@ -243,6 +243,13 @@ class FrameCache:
                 break
 
 
+def labels_of_films(source: Float[Tensor, "n 74 2"], driving: Float[Tensor, "n 74 2"], size: int) -> dict[str, Tensor]:
+    """The labels of pairs of which landmarks alone are known: all pixels get one part."""
+    parts = torch.zeros(len(source), size, size, dtype=torch.long, device=source.device)
+    labels = dict(source_landmarks=source, driving_landmarks=driving)
+    return labels | dict(source_parts=parts, driving_parts=parts)
+
+
 class VideoPairs(PairSource):
     """Random pairs of frames of films, each pair from one clip. Clips that can't be used are left out, see
     `FrameCache`; with ``strict`` they are a `MinimodelError`. ``memory`` is the cache's limit in bytes.
@@ -298,9 +305,7 @@ class VideoPairs(PairSource):
         found = self.landmarks(frames).unflatten(0, (-1, 2)).to(device)
         if self.augmentation is not None:
             found = augment_landmarks(found, samples["change"][slots].to(device), self.augmentation)
-        parts = torch.zeros(len(slots), self.size, self.size, dtype=torch.long, device=device)
-        known = dict(source_landmarks=found[:, 0], driving_landmarks=found[:, 1])
-        return known | dict(source_parts=parts, driving_parts=parts)
+        return labels_of_films(found[:, 0], found[:, 1], self.size)
 
     def several(self, samples: dict[str, Tensor], slots: Tensor) -> list[UInt8[Tensor, "2 3 side side"]]:
         """The frames of the pairs ``slots`` as the cache has them."""
@@ -429,6 +434,4 @@ class PairStream(Dataset):
         if self.detector is None:
             raise MinimodelError(f"pairs without {', '.join(self.labels)}: a detector is needed to find landmarks")
         source, driving = self.detector.find(frames.flatten(0, 1)).unflatten(0, (2, -1))
-        parts = torch.zeros(frames.shape[1], *frames.shape[-2:], dtype=torch.long, device=frames.device)
-        labels = dict(source_landmarks=source, driving_landmarks=driving)
-        return labels | dict(source_parts=parts, driving_parts=parts)
+        return labels_of_films(source, driving, self.size)
